@@ -1,0 +1,301 @@
+"""Settings: read once from the environment, typed, and refused at start with one line that names the variable."""
+
+import os
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TypeVar, cast
+from urllib.parse import urlsplit
+
+from flask import current_app
+from limits import parse as parse_limit
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
+from werkzeug.local import LocalProxy
+
+MIN_SECRET_BYTES = 32
+MIN_DIFFERENT_CHARACTERS = 8
+LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
+_TRUE = {"1", "true", "yes", "on"}
+_FALSE = {"0", "false", "no", "off"}
+
+T = TypeVar("T")
+
+
+class ConfigError(Exception):
+    """A setting is missing or wrong. The text names the variable and never shows its value."""
+
+
+class Environment(StrEnum):
+    """Where the process runs; production has no default for a secret."""
+
+    DEVELOPMENT = "development"
+    TESTING = "testing"
+    PRODUCTION = "production"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Rate limits in the notation `count/period`; docs/client-guide.md says what each protects."""
+
+    read: str
+    write: str
+    anonymous: str
+    login_network: str
+    login_account: str
+    password: str
+    mailbox: str
+
+
+@dataclass(frozen=True, repr=False)
+class Settings:
+    """Every setting of the product, checked. It has no repr, so that no secret reaches a log by accident."""
+
+    environment: Environment
+    debug: bool
+    data_dir: Path
+    database_url: str
+    redis_url: str | None
+    rate_limits: bool
+    limits: Limits
+    secret_key: str
+    jwt_keys: dict[str, str]
+    web_concurrency: int
+    web_threads: int
+    log_level: str
+    port: int
+    public_url: str
+    app_url: str
+    trusted_hosts: list[str]
+    proxy_hops: int
+    cors_origins: list[str]
+    mail_url: str
+    mail_from: str
+    payments_provider: str
+
+    @property
+    def production(self) -> bool:
+        """True in production."""
+        return self.environment is Environment.PRODUCTION
+
+    @property
+    def sqlite(self) -> bool:
+        """True when the database is an SQLite file."""
+        return self.database_url.startswith("sqlite")
+
+    @property
+    def outbox(self) -> Path:
+        """The folder that mails are written to when no SMTP server is set."""
+        return self.data_dir / "outbox"
+
+
+# What services, jobs and commands read; bound to the current application.
+settings = cast(Settings, LocalProxy(lambda: current_app.extensions["settings"]))
+
+
+class Reader:
+    """Reads one variable at a time, so that each error can name the variable it is about."""
+
+    def __init__(self, env: Mapping[str, str]) -> None:
+        self._env = env
+
+    def text(self, name: str, default: str = "") -> str:
+        """Return the value without surrounding blanks and quotes; an empty one counts as not set."""
+        value = self._env.get(name, "").strip()
+        if len(value) > 1 and value[0] == value[-1] and value[0] in "\"'":
+            value = value[1:-1].strip()
+        return value or default
+
+    def parse(self, name: str, default: str, convert: Callable[[str], T], expected: str) -> T:
+        """Return the converted value, or say what was expected."""
+        try:
+            return convert(self.text(name, default))
+        except (ValueError, KeyError, ArgumentError) as error:
+            raise ConfigError(f"{name} must be {expected}") from error
+
+    def integer(self, name: str, default: int, *, at_least: int = 0, at_most: int = 65535) -> int:
+        """Return a whole number within bounds."""
+        value = self.parse(name, str(default), int, f"a whole number from {at_least} to {at_most}")
+        if not at_least <= value <= at_most:
+            raise ConfigError(f"{name} must be a whole number from {at_least} to {at_most}")
+        return value
+
+    def flag(self, name: str, default: str = "off") -> bool:
+        """Return a switch: on/off, 1/0, true/false, yes/no."""
+        value = self.text(name, default).lower()
+        if value not in _TRUE | _FALSE:
+            raise ConfigError(f"{name} must be on or off")
+        return value in _TRUE
+
+    def names(self, name: str, default: str = "") -> list[str]:
+        """Return a comma-separated list."""
+        return [item.strip() for item in self.text(name, default).split(",") if item.strip()]
+
+    def limit(self, name: str, default: str) -> str:
+        """Return a rate limit in the notation `10/15 minutes`."""
+        value = self.text(name, default)
+        self.parse(name, default, parse_limit, "a limit such as 10/minute")
+        return value
+
+    def url(self, name: str, default: str, *schemes: str) -> str:
+        """Return an absolute URL without a trailing slash; no scheme named means any."""
+        value = self.text(name, default).rstrip("/")
+        scheme = self.parse(name, default, lambda text: urlsplit(text).scheme, "a URL")
+        if not scheme or (schemes and scheme not in schemes):
+            raise ConfigError(f"{name} must be a URL ({', '.join(schemes) or 'with a scheme'})")
+        return value
+
+
+def load_config(env: Mapping[str, str] = os.environ) -> Settings:
+    """Read and check all settings.
+
+    Raises:
+        ConfigError: naming the variable that is missing or wrong.
+    """
+    read = Reader(env)
+    environment = read.parse("APP_ENV", "development", Environment, "development, testing or production")
+    data_dir = Path(read.text("DATA_DIR", "instance")).absolute()
+    port = read.integer("PORT", 8000, at_least=1)
+    database_url = _database_url(read, data_dir)
+    public_url = read.url("PUBLIC_URL", f"http://127.0.0.1:{port}", "http", "https")
+    settings = Settings(
+        environment=environment,
+        debug=any(read.flag(name) for name in ("FLASK_DEBUG", "DEBUG")),
+        data_dir=data_dir,
+        database_url=database_url,
+        redis_url=_redis_url(read),
+        rate_limits=read.flag("RATE_LIMITS", "on"),
+        limits=_limits(read),
+        secret_key=_secret_key(read, environment, data_dir),
+        jwt_keys=_jwt_keys(read, environment, data_dir),
+        web_concurrency=_web_concurrency(read, database_url),
+        web_threads=read.integer("WEB_THREADS", 16, at_least=1, at_most=256),
+        log_level=_log_level(read),
+        port=port,
+        public_url=public_url,
+        app_url=read.url("APP_URL", "http://localhost:5173"),
+        trusted_hosts=read.names("TRUSTED_HOSTS") or [*LOCAL_HOSTS, urlsplit(public_url).hostname or ""],
+        proxy_hops=read.integer("PROXY_HOPS", 0, at_most=10),
+        cors_origins=read.names("CORS_ORIGINS", "http://localhost:3000,http://localhost:5173"),
+        mail_url=read.url("MAIL_URL", "file://outbox", "file", "smtp", "smtps", "memory"),
+        mail_from=read.text("MAIL_FROM", "Project <no-reply@localhost>"),
+        payments_provider=_payments_provider(read),
+    )
+    if settings.production:
+        _refuse_in_production(read, settings)
+    return settings
+
+
+def _database_url(read: Reader, data_dir: Path) -> str:
+    expected = "a URL: sqlite:///path or postgresql://user:password@host/name"
+    url = read.parse("DATABASE_URL", f"sqlite:///{data_dir / 'project.db'}", make_url, expected)
+    backend = {"postgres": "postgresql", "sqlite": "sqlite"}.get(url.drivername, url.drivername.split("+")[0])
+    if backend not in {"sqlite", "postgresql"} or (backend == "sqlite" and not url.database):
+        raise ConfigError(f"DATABASE_URL must be {expected}")
+    driver = "sqlite" if backend == "sqlite" else "postgresql+psycopg"
+    return url.set(drivername=driver).render_as_string(hide_password=False)
+
+
+def _redis_url(read: Reader) -> str | None:
+    if not read.text("REDIS_URL"):
+        return None
+    return read.url("REDIS_URL", "", "redis", "rediss", "unix")
+
+
+def _limits(read: Reader) -> Limits:
+    return Limits(
+        read=read.limit("LIMIT_READ", "600/minute"),
+        write=read.limit("LIMIT_WRITE", "120/minute"),
+        anonymous=read.limit("LIMIT_ANONYMOUS", "100/15 minutes"),
+        login_network=read.limit("LIMIT_LOGIN_NETWORK", "10/15 minutes"),
+        login_account=read.limit("LIMIT_LOGIN_ACCOUNT", "100/hour"),
+        password=read.limit("LIMIT_PASSWORD", "5/10 minutes"),
+        mailbox=read.limit("LIMIT_MAILBOX", "5/hour"),
+    )
+
+
+def _web_concurrency(read: Reader, database_url: str) -> int:
+    # One process on SQLite: it has one writer, and the in-process limiter is then exact.
+    default = 1 if database_url.startswith("sqlite") else os.cpu_count() or 1
+    return read.integer("WEB_CONCURRENCY", default, at_least=1, at_most=256)
+
+
+def _log_level(read: Reader) -> str:
+    level = read.text("LOG_LEVEL", "info").upper()
+    if level not in {"DEBUG", "INFO", "WARNING", "ERROR"}:
+        raise ConfigError("LOG_LEVEL must be debug, info, warning or error")
+    return level
+
+
+def _payments_provider(read: Reader) -> str:
+    provider = read.text("PAYMENTS_PROVIDER", "sandbox")
+    if provider not in {"sandbox", "stripe"}:
+        raise ConfigError("PAYMENTS_PROVIDER must be sandbox or stripe")
+    return provider
+
+
+def _secret_key(read: Reader, environment: Environment, data_dir: Path) -> str:
+    value = read.text("SECRET_KEY")
+    if not value and environment is not Environment.PRODUCTION:
+        value = _generated(data_dir / "secret_key")
+    return _strong("SECRET_KEY", value)
+
+
+def _jwt_keys(read: Reader, environment: Environment, data_dir: Path) -> dict[str, str]:
+    value = read.text("JWT_SECRET_KEYS")
+    if not value and environment is not Environment.PRODUCTION:
+        value = f"dev:{_generated(data_dir / 'jwt_secret_key')}"
+    pairs = [item.strip().partition(":") for item in value.split(",")]
+    keys = {kid.strip(): _strong("JWT_SECRET_KEYS", secret.strip()) for kid, _, secret in pairs}
+    if len(keys) != len(pairs) or len(set(keys.values())) != len(pairs) or not all(keys):
+        raise ConfigError("JWT_SECRET_KEYS must be different keys written kid:secret, separated by commas")
+    return keys
+
+
+def _strong(name: str, value: str) -> str:
+    if not value:
+        raise ConfigError(f"{name} is required")
+    if len(value.encode()) < MIN_SECRET_BYTES or len(set(value)) < MIN_DIFFERENT_CHARACTERS:
+        raise ConfigError(f"{name} needs secrets of at least {MIN_SECRET_BYTES} random bytes")
+    return value
+
+
+def _generated(path: Path) -> str:
+    """Return the development secret kept at `path`, made once even if two processes start together."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f"{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    if not path.exists():
+        draft.touch(mode=0o600)
+        draft.write_text(secrets.token_urlsafe(48))
+        try:
+            # A hard link fails when the name is taken, so the first one wins and the file is never half written.
+            path.hardlink_to(draft)
+        except FileExistsError:
+            pass
+        finally:
+            draft.unlink()
+    return path.read_text().strip()
+
+
+def _refuse_in_production(read: Reader, settings: Settings) -> None:
+    """Refuse what is convenient on a laptop and dangerous in production."""
+    refusals = {
+        "DEBUG must be off in production": settings.debug or read.flag("TESTING"),
+        "DATABASE_URL must be PostgreSQL in production, or set ALLOW_SQLITE_IN_PRODUCTION=1": settings.sqlite
+        and not read.flag("ALLOW_SQLITE_IN_PRODUCTION"),
+        "CORS_ORIGINS must be exact origins in production": any("*" in item for item in settings.cors_origins),
+        "TRUSTED_HOSTS must be exact names in production": any("*" in item for item in settings.trusted_hosts),
+        "RATE_LIMITS must be on in production": not settings.rate_limits,
+        "REDIS_URL is required in production when WEB_CONCURRENCY is over 1": not settings.redis_url
+        and settings.web_concurrency > 1,
+        "PAYMENTS_PROVIDER must not be sandbox in production, or set PAYMENTS_SANDBOX_IN_PRODUCTION=1": (
+            settings.payments_provider == "sandbox" and not read.flag("PAYMENTS_SANDBOX_IN_PRODUCTION")
+        ),
+        "SECRET_KEY must differ from every key in JWT_SECRET_KEYS": settings.secret_key
+        in settings.jwt_keys.values(),
+    }
+    for message, refused in refusals.items():
+        if refused:
+            raise ConfigError(message)

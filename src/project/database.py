@@ -1,0 +1,175 @@
+"""The database: base classes of the models, engine settings, and the only place that commits."""
+
+import enum
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any, cast
+
+from flask import Flask
+from flask_sqlalchemy import SQLAlchemy
+from sqlalchemy import DateTime, Dialect, Engine, Enum, MetaData, TypeDecorator, Uuid, event
+from sqlalchemy.engine import Connection, make_url
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, registry
+from uuid_utils.compat import uuid7 as _uuid7
+
+BUSY_TIMEOUT_SECONDS = 5
+CONNECT_TIMEOUT_SECONDS = 2
+STATEMENT_TIMEOUT_SECONDS = 10
+POOL_TIMEOUT_SECONDS = 2
+
+NAMING_CONVENTION = {
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "ck": "ck_%(table_name)s_%(constraint_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+    "pk": "pk_%(table_name)s",
+}
+
+
+def utcnow() -> datetime:
+    """Return the present time, aware and in UTC."""
+    return datetime.now(UTC)
+
+
+def uuid7() -> uuid.UUID:
+    """Return a new time-ordered id (RFC 9562 §5.7), as a standard UUID."""
+    return cast(uuid.UUID, _uuid7())
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """An aware UTC time. SQLite keeps no zone, so it is taken off on the way in and put back on the way out."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Store in UTC; a naive time is a bug and is refused."""
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError("a time without a zone cannot be stored")
+        value = value.astimezone(UTC)
+        return value.replace(tzinfo=None) if dialect.name == "sqlite" else value
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Return an aware UTC time."""
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+COLUMN_TYPES: dict[Any, Any] = {
+    datetime: UtcDateTime(),
+    uuid.UUID: Uuid(),
+    enum.Enum: Enum(
+        enum.Enum, native_enum=False, length=32, values_callable=lambda kind: [member.value for member in kind]
+    ),
+}
+
+
+class Base(DeclarativeBase):
+    """Base of all models: named constraints, aware times, enumerations stored by value."""
+
+    registry = registry(metadata=MetaData(naming_convention=NAMING_CONVENTION), type_annotation_map=COLUMN_TYPES)
+
+
+class Record(Base):
+    """A row with an id and the times of its making and last change."""
+
+    __abstract__ = True
+
+    id: Mapped[uuid.UUID] = mapped_column(primary_key=True, default=uuid7)
+    created_at: Mapped[datetime] = mapped_column(default=utcnow)
+    updated_at: Mapped[datetime] = mapped_column(default=utcnow, onupdate=utcnow)
+
+
+# Objects stay readable after a commit: services return them and routes dump them without a second query.
+db = SQLAlchemy(model_class=Base, disable_autonaming=True, session_options={"expire_on_commit": False})
+
+
+def engine_options(url: str, *, pool_size: int) -> dict[str, Any]:
+    """Return the options of the engine for a database URL.
+
+    Statements outside `transaction()` run in AUTOCOMMIT: a read then costs one round trip instead of three.
+    Parameters are kept out of error texts, and so out of the logs.
+    """
+    if make_url(url).get_backend_name() == "sqlite":
+        return {"hide_parameters": True, "connect_args": {"timeout": BUSY_TIMEOUT_SECONDS}}
+    return {
+        "hide_parameters": True,
+        "isolation_level": "AUTOCOMMIT",
+        "pool_size": pool_size,
+        "max_overflow": 0,
+        "pool_timeout": POOL_TIMEOUT_SECONDS,
+        "pool_use_lifo": True,
+        "connect_args": {
+            "connect_timeout": CONNECT_TIMEOUT_SECONDS,
+            "options": f"-c timezone=UTC -c statement_timeout={STATEMENT_TIMEOUT_SECONDS}s",
+        },
+    }
+
+
+def init_app(app: Flask) -> None:
+    """Attach the database to an application."""
+    db.init_app(app)
+    with app.app_context():
+        if db.engine.dialect.name == "sqlite":
+            _prepare_sqlite(db.engine)
+
+
+def _prepare_sqlite(engine: Engine) -> None:
+    @event.listens_for(engine, "connect")
+    def configure(connection: Any, _record: Any) -> None:
+        # None puts the driver into autocommit: it then begins nothing behind our back.
+        connection.isolation_level = None
+        connection.execute("PRAGMA foreign_keys=ON")
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=FULL")
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        # A write lock from the start: upgrading a read lock later fails at once when another writer is ahead.
+        if connection.get_execution_options().get("write"):
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+@contextmanager
+def transaction() -> Iterator[None]:
+    """Run the block in one transaction; a nested block joins the outermost, which commits.
+
+    Any error undoes everything. Never leave one open across a provider call, a body read or a mail. Changes to
+    objects belong inside: outside, the session is in AUTOCOMMIT and only reads.
+    """
+    session = db.session()
+    if session.info.get("transaction"):
+        yield
+        return
+    session.commit()  # ends the phase of autocommitted reads; without it the connection's mode could not change
+    session.info["transaction"] = True
+    callbacks: list[Callable[[], None]] = session.info.setdefault("on_commit", [])
+    try:
+        _begin_write()
+        yield
+        session.commit()
+    except BaseException:
+        callbacks.clear()
+        session.rollback()
+        raise
+    finally:
+        session.info["transaction"] = False
+    while callbacks:
+        callbacks.pop(0)()
+
+
+def _begin_write() -> None:
+    options: dict[str, Any] = {"write": True}
+    if db.engine.dialect.name == "postgresql":
+        options["isolation_level"] = "READ COMMITTED"
+    db.session.connection(execution_options=options)
+
+
+def on_commit(callback: Callable[[], None]) -> None:
+    """Call `callback` right after the current transaction has committed; never if it does not."""
+    db.session().info.setdefault("on_commit", []).append(callback)
