@@ -1,17 +1,19 @@
 """Make .venv hold what a lock file says: `python requirements/install.py main|dev`.
 
-Runs under whatever interpreter the machine calls python3, perhaps a very old one, so the syntax is
-plain and nothing but the standard library is imported. Several `make run` at once are normal (two
+Runs under whatever interpreter the machine calls python3, perhaps one too old for the project, so the
+syntax is plain and nothing but the standard library is imported. Several `make run` at once are normal (two
 servers on two ports); the lock lets one of them install while the others wait and find it done.
 """
 
 import contextlib
 import fcntl
 import hashlib
+import importlib.util
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Dict, Iterator  # noqa: UP035 - the modern names need a modern Python
 
 OLDEST = (3, 11)
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,9 +33,9 @@ def main(kind: str) -> None:
         if stamp(kind).is_file() and stamp(kind).read_text() == wanted[kind]:
             stamp(kind).touch()  # an input is newer but says the same
             return
-        print("Installing requirements/%s.txt into .venv (only when it changed) …" % kind, flush=True)
+        print(f"Installing requirements/{kind}.txt into .venv (only when it changed) …", flush=True)
         ensure_venv()
-        run(*PIP, "install", *QUIET, "--no-deps", "--require-hashes", "-r", "requirements/%s.txt" % kind)
+        run(*PIP, "install", *QUIET, "--no-deps", "--require-hashes", "-r", f"requirements/{kind}.txt")
         # setuptools comes from the lock, so the build needs no isolated environment and no download.
         run(*PIP, "install", *QUIET, "--no-deps", "--no-build-isolation", "--editable", ".")
         for name, value in wanted.items():
@@ -42,24 +44,22 @@ def main(kind: str) -> None:
 
 def refuse_unsuitable_python() -> None:
     """Stop with one clear line where the later failure would be a riddle."""
-    if sys.version_info < OLDEST:
-        found = "%d.%d" % sys.version_info[:2]
+    major, minor = sys.version_info[:2]
+    if (major, minor) < OLDEST:
         sys.exit(
-            "Python %d.%d or newer is needed, %s is %s. Try `make PYTHON=python3.13 …`."
-            % (*OLDEST, sys.executable, found)
+            f"Python {OLDEST[0]}.{OLDEST[1]} or newer is needed, {sys.executable} is {major}.{minor}."
+            " Try `make PYTHON=python3.13 …`."
         )
-    try:
-        import ensurepip  # noqa: F401, PLC0415 - Debian splits it off, and only trying tells
-        import venv  # noqa: F401, PLC0415
-    except ImportError:
-        package = "python%d.%d-venv" % sys.version_info[:2]
+    # Debian splits these off into a package of their own.
+    if not (importlib.util.find_spec("ensurepip") and importlib.util.find_spec("venv")):
         sys.exit(
-            "This Python cannot make virtual environments. On Debian and Ubuntu: apt install %s" % package
+            "This Python cannot make virtual environments."
+            f" On Debian and Ubuntu: apt install python{major}.{minor}-venv"
         )
 
 
 @contextlib.contextmanager
-def one_at_a_time():  # type: ignore[no-untyped-def]  # noqa: ANN201 - Iterator[None] needs an import per version
+def one_at_a_time() -> Iterator[None]:
     """Hold the lock on .venv; the kernel drops it even if we are killed."""
     with (ROOT / ".venv.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -68,7 +68,7 @@ def one_at_a_time():  # type: ignore[no-untyped-def]  # noqa: ANN201 - Iterator[
 
 def digest(kind: str) -> str:
     """Digest of all that an installation of this kind depends on."""
-    names = ["requirements/%s.txt" % kind, "setup.cfg", "pyproject.toml"]
+    names = [f"requirements/{kind}.txt", "setup.cfg", "pyproject.toml"]
     content = b"\0".join((ROOT / name).read_bytes() for name in names)
     return hashlib.sha256(content + sys.version.encode()).hexdigest()
 
@@ -93,7 +93,7 @@ def run(*command: str) -> None:
         sys.exit("failed: " + " ".join(command))
 
 
-def clean_environment() -> "dict[str, str]":
+def clean_environment() -> Dict[str, str]:
     """The environment without what would send pip's work outside .venv."""
     unwanted = {"PIP_USER", "PIP_TARGET", "PIP_PREFIX", "PYTHONHOME", "PYTHONPATH", "VIRTUAL_ENV"}
     return {name: value for name, value in os.environ.items() if name not in unwanted}

@@ -18,10 +18,11 @@ LOCKS = {
     ROOT / "requirements" / "main.txt": ["--extra", "build"],
     ROOT / "requirements" / "dev.txt": ["--extra", "build", "--extra", "dev", "-c", "requirements/main.txt"],
 }
-RESOLVE = (
-    "uv pip compile setup.cfg --universal --python-version 3.11 --generate-hashes --no-header --quiet"
-    " --no-emit-index-url --no-emit-find-links"
-).split()
+RESOLVE = [
+    *("uv", "pip", "compile", "setup.cfg", "--quiet", "--no-header"),
+    *("--universal", "--python-version", "3.11", "--generate-hashes"),
+    *("--no-emit-index-url", "--no-emit-find-links"),
+]
 HEADER = "# Made by `make lock` from setup.cfg; do not edit. Inputs: sha256:"
 
 
