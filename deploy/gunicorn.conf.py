@@ -1,0 +1,54 @@
+"""How gunicorn serves the application: `gunicorn -c deploy/gunicorn.conf.py wsgi:app`.
+
+It listens on the loopback only and belongs behind nginx (deploy/nginx.conf) wherever clients are not
+trusted: half-open connections alone can keep it busy. `--bind` on the command line replaces the address.
+"""
+
+import os
+from pathlib import Path
+
+
+def _default_workers() -> int:
+    """One on SQLite, which has one writer and lets the limiter count in memory; else one per core."""
+    if (os.environ.get("DATABASE_URL") or "sqlite:").startswith("sqlite"):
+        return 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+bind = f"127.0.0.1:{os.environ.get('PORT') or 8000}"
+worker_class = "gthread"
+workers = int(os.environ.get("WEB_CONCURRENCY") or _default_workers())
+# Threads wait for the database, the disk or a payment provider most of the time.
+threads = int(os.environ.get("WEB_THREADS") or 16)
+# The heartbeat is a file; on a disk a slow flush would look like a hung worker.
+_memory = Path("/dev/shm")  # noqa: S108 # nosec B108 - a directory, not a file name that could be guessed
+worker_tmp_dir = str(_memory) if _memory.is_dir() else None
+
+timeout = 60  # longer than the slowest payment call with its retry
+graceful_timeout = 30
+# Longer than nginx keeps idle connections (60 s), so that never the server closes one just as it is used.
+keepalive = 75
+
+# Nobody's word is taken about the scheme, the path or the address. The application reads X-Forwarded-*
+# itself, from PROXY_HOPS proxies (werkzeug's ProxyFix). An empty allow list is not enough: gunicorn trusts
+# every peer on a Unix socket, so what such a peer could set is emptied too.
+forwarded_allow_ips = ""
+secure_scheme_headers: dict[str, str] = {}
+forwarder_headers = ""
+header_map = "drop"  # X_User_Id must not be readable as X-User-Id
+proxy_protocol = "off"
+
+# Beyond these: 414 for the line, 431 for the headers.
+limit_request_line = 8190
+limit_request_fields = 100
+limit_request_field_size = 8190
+
+# The control socket would let any process of this user change a running server.
+control_socket_disable = True
+# The compiled parser comes along with some installations; one parser means one behaviour to test.
+http_parser = "python"
+
+# The application writes one structured line per request itself.
+accesslog = None
+errorlog = "-"
+loglevel = (os.environ.get("LOG_LEVEL") or "info").lower()
