@@ -20,8 +20,9 @@ worker_class = "gthread"
 workers = int(os.environ.get("WEB_CONCURRENCY") or _default_workers())
 # Threads wait for the database, the disk or a payment provider most of the time.
 threads = int(os.environ.get("WEB_THREADS") or 16)
-# The heartbeat is a file; on a disk a slow flush would look like a hung worker.
-_memory = Path("/dev/shm")  # noqa: S108 # nosec B108 - a directory, not a file name that could be guessed
+# The heartbeat is a file; on a disk a slow flush would look like a hung worker. This is a directory, so
+# there is no name that somebody could guess and take first.
+_memory = Path("/dev/shm")  # noqa: S108 # nosec B108
 worker_tmp_dir = str(_memory) if _memory.is_dir() else None
 
 timeout = 60  # longer than the slowest payment call with its retry
