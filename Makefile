@@ -55,7 +55,7 @@ coverage: .venv/dev.stamp ## Run the tests and demand their coverage
 	@$(BIN)/coverage report --include='src/project/*/service.py' --fail-under=100
 
 audit: .venv/dev.stamp ## Look for known vulnerabilities in what is locked (asks the network, so not in check)
-	@$(BIN)/pip-audit --require-hashes --disable-pip -r requirements/main.txt
+	@$(BIN)/pip-audit --strict --require-hashes --disable-pip -r requirements/main.txt
 
 format: .venv/dev.stamp ## Format the code and fix what ruff can
 	@$(BIN)/ruff check --fix-only --quiet .
