@@ -1,0 +1,235 @@
+"""Background jobs: `defer` writes one in the caller's transaction; it runs after the commit, at least once.
+
+A task is a plain function with keyword-only arguments that JSON can carry. It may run twice, because a
+process can die between the work and the note that it is done, so it must be idempotent. A release that brings
+a new task restarts the workers before the servers: on PostgreSQL a worker gives up a job it does not know.
+"""
+
+import atexit
+import inspect
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import datetime
+from threading import Event, Lock, Thread
+from typing import Any, ParamSpec
+from uuid import UUID
+
+from flask import Flask
+
+from project import worker
+from project.config import Environment, settings
+from project.database import db, on_commit
+from project.queues import MAX_ATTEMPTS, Job, LocalQueue, ProcrastinateQueue, current_queue, next_attempt
+
+logger = logging.getLogger(__name__)
+
+# How long a server that stops waits for the jobs it is running; less than gunicorn's graceful_timeout.
+EXIT_SECONDS = 20
+
+P = ParamSpec("P")
+
+
+class JobError(Exception):
+    """Stands for a job's exception in the log: its class only, as its message may hold an address."""
+
+
+class CrashedError(Exception):
+    """A job that has ended the process running it too often."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A function that jobs run. Its name is in the database: renaming it loses the jobs that wait."""
+
+    name: str
+    function: Callable[..., None]
+    cron: str | None
+
+
+TASKS: dict[str, Task] = {}
+_starting = Lock()
+
+
+def task(function: Callable[P, None]) -> Callable[P, None]:
+    """Register a function that `defer` may name. It stays an ordinary function."""
+    return _register(function, cron=None)
+
+
+def periodic(cron: str) -> Callable[[Callable[[], None]], Callable[[], None]]:
+    """Register a function without arguments that runs at the times of a cron line, in UTC.
+
+    A sixth field counts seconds. A run that failed is not repeated: the next one makes up for it.
+    """
+
+    def decorate(function: Callable[[], None]) -> Callable[[], None]:
+        return _register(function, cron=cron)
+
+    return decorate
+
+
+def _register(function: Callable[P, None], *, cron: str | None) -> Callable[P, None]:
+    name = _name(function)
+    if name in TASKS:
+        raise ValueError(f"there are two tasks named {name}")
+    TASKS[name] = Task(name, function, cron)
+    return function
+
+
+def _name(function: Callable[..., None]) -> str:
+    return f"{function.__module__.removeprefix('project.')}.{function.__name__}"
+
+
+def defer(function: Callable[..., None], **arguments: Any) -> None:
+    """Add a job that calls `function` with these arguments: it exists if and only if the transaction commits.
+
+    Raises:
+        RuntimeError: outside `transaction()`.
+        TypeError: the task does not take these arguments, or JSON cannot carry them. A UUID arrives as text.
+    """
+    if not db.session().info.get("transaction"):
+        raise RuntimeError("defer() belongs inside transaction()")
+    inspect.signature(function).bind(**arguments)
+    values = {name: str(value) if isinstance(value, UUID) else value for name, value in arguments.items()}
+    current_queue().add(TASKS[_name(function)].name, values)
+    on_commit(worker.wake)
+
+
+def run_pending(app: Flask, *, reraise: bool = True) -> int:
+    """Run in this thread every job that is due, and those that they defer; return how many ran.
+
+    Raises:
+        Exception: the first that a job raised, once all have run; not with `reraise=False`.
+    """
+    errors: list[Exception] = []
+    count = 0
+    with app.app_context(), closing(current_queue()) as queue:
+        while job := queue.claim():
+            count += 1
+            error = _attempt(app, queue, job)
+            if error:
+                errors.append(error)
+    if errors and reraise:
+        raise errors[0]
+    return count
+
+
+def _attempt(app: Flask, queue: LocalQueue | ProcrastinateQueue, job: Job) -> Exception | None:
+    """Run a claimed job and note how it ended."""
+    error: Exception | None = None
+    try:
+        _execute(app, job)
+    except Exception as caught:  # noqa: BLE001 - whatever went wrong, the job is tried again
+        error = caught
+    with app.app_context():
+        if error is None:
+            queue.finish(job)
+        else:
+            queue.fail(job, error=_class(error), retry_at=_retry_at(job))
+    return error
+
+
+def _execute(app: Flask, job: Job) -> None:
+    """Run a job in an application context of its own and log how it went, without its arguments."""
+    started = time.perf_counter()
+    fields: dict[str, object] = {"task": job.task, "job_id": job.id, "attempts": job.attempt}
+    try:
+        _call(app, job)
+    except Exception as error:
+        failure = JobError(_class(error)).with_traceback(error.__traceback__)
+        fields |= {"duration_ms": _since(started), "gave_up": _retry_at(job) is None}
+        logger.exception("job_failed", exc_info=failure, extra=fields)
+        raise
+    logger.info("job_done", extra=fields | {"duration_ms": _since(started)})
+
+
+def _call(app: Flask, job: Job) -> None:
+    if job.attempt > MAX_ATTEMPTS:
+        raise CrashedError
+    known = TASKS[job.task]
+    arguments = {} if known.cron else job.arguments  # the library adds the time to a periodic task's
+    with app.app_context():
+        known.function(**arguments)
+
+
+def _retry_at(job: Job) -> datetime | None:
+    known = TASKS.get(job.task)
+    return None if known and known.cron else next_attempt(job.attempt)
+
+
+def _class(error: Exception) -> str:
+    return f"{type(error).__module__}.{type(error).__qualname__}"
+
+
+def _since(started: float) -> float:
+    return round((time.perf_counter() - started) * 1000, 1)
+
+
+def init_app(app: Flask) -> None:
+    """Keep the library quiet; on SQLite let the first request of a serving process start the local thread."""
+    # Its messages quote the arguments of jobs: addresses, tokens. Ours say all that is needed.
+    logging.getLogger("procrastinate").setLevel(logging.CRITICAL)
+    with app.app_context():
+        local = settings.sqlite and settings.environment is not Environment.TESTING
+    if local:
+        # Not at once: a command must not run jobs, and a thread would not survive the fork of a server.
+        app.before_request(lambda: start_local(app))
+
+
+def start_local(app: Flask) -> None:
+    """Start the thread that runs the jobs of an SQLite database, unless this process already has it."""
+    if app.extensions.get("jobs") == os.getpid():
+        return
+    with _starting:
+        if app.extensions.get("jobs") == os.getpid():
+            return
+        app.extensions["jobs"] = os.getpid()
+    stop = Event()
+    thread = _local_thread(app, stop)
+    thread.start()
+    atexit.register(_stop, thread, stop, EXIT_SECONDS)
+
+
+def run_worker(app: Flask) -> None:
+    """Run jobs in the foreground until SIGTERM or SIGINT, then finish those that are running."""
+    with app.app_context():
+        local = settings.sqlite
+    if not local:
+        worker.run_procrastinate(app, crons=_crons(), tasks=TASKS, run=lambda job: _execute(app, job))
+        return
+    stop = Event()
+    thread = _local_thread(app, stop)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        thread.start()
+        thread.join()
+    except KeyboardInterrupt:
+        _stop(thread, stop, None)
+
+
+def _local_thread(app: Flask, stop: Event) -> Thread:
+    def run(queue: LocalQueue, job: Job) -> None:
+        _attempt(app, queue, job)
+
+    options = {"crons": _crons(), "run": run, "stop": stop}
+    return Thread(target=worker.run_local, args=(app,), kwargs=options, name="jobs", daemon=True)
+
+
+def _stop(thread: Thread, stop: Event, seconds: float | None) -> None:
+    stop.set()
+    worker.wake()
+    thread.join(seconds)
+
+
+def _crons() -> dict[str, str]:
+    return {known.name: known.cron for known in TASKS.values() if known.cron}
+
+
+@periodic("17 3 * * *")
+def forget_failed() -> None:
+    """Delete the jobs that were given up a week ago or earlier."""
+    current_queue().forget_failed()
