@@ -15,11 +15,16 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 from werkzeug.local import LocalProxy
 
+from project.database import engine_options
+
 MIN_SECRET_BYTES = 32
 MIN_DIFFERENT_CHARACTERS = 8
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 _TRUE = {"1", "true", "yes", "on"}
 _FALSE = {"0", "false", "no", "off"}
+
+# A limiter that cannot answer at once is worse than one that counts in the process.
+REDIS_OPTIONS = {"socket_connect_timeout": 0.25, "socket_timeout": 0.25, "wrap_exceptions": True}
 
 T = TypeVar("T")
 
@@ -299,3 +304,21 @@ def _refuse_in_production(read: Reader, settings: Settings) -> None:
     for message, refused in refusals.items():
         if refused:
             raise ConfigError(message)
+
+
+def flask_config(settings: Settings) -> dict[str, object]:
+    """Return what Flask and its extensions want to find in `app.config`."""
+    memory = "memory://"
+    return {
+        "SECRET_KEY": settings.secret_key,
+        "DEBUG": settings.debug,
+        "TRUSTED_HOSTS": settings.trusted_hosts,
+        "PROPAGATE_EXCEPTIONS": False,
+        "SQLALCHEMY_DATABASE_URI": settings.database_url,
+        "SQLALCHEMY_ENGINE_OPTIONS": engine_options(settings.database_url, pool_size=settings.web_threads + 2),
+        # Always set: the limiter is one object per process and would keep the last application's switch.
+        "RATELIMIT_ENABLED": settings.rate_limits,
+        "RATELIMIT_STORAGE_URI": settings.redis_url or memory,
+        "RATELIMIT_STORAGE_OPTIONS": REDIS_OPTIONS if settings.redis_url else {},
+        "RATELIMIT_KEY_PREFIX": "limits:fixed-window",
+    }

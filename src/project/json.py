@@ -5,7 +5,7 @@ import re
 from typing import Any, NoReturn
 
 import orjson
-from flask import Request
+from flask import Request, g
 from flask.json.provider import JSONProvider
 
 from project.errors import BadRequest, PayloadTooLarge, UnsupportedMediaType
@@ -103,14 +103,16 @@ def read_body(request: Request, *, limit: int = MAX_BODY_BYTES) -> bytes:
 
 
 def load_body(request: Request) -> Any:
-    """Return the parsed JSON body of a request.
+    """Return the parsed JSON body of the current request; it is read and parsed once, then kept.
 
     Raises:
         UnsupportedMediaType: Content-Type is not JSON in UTF-8, or there is a Content-Encoding.
         BadRequest: it cannot be parsed or is cut; PayloadTooLarge: it is over 256 KiB.
     """
-    _require_json(request)
-    return loads(read_body(request))
+    if "json_body" not in g:
+        _require_json(request)
+        g.json_body = loads(read_body(request))
+    return g.json_body
 
 
 def _require_json(request: Request) -> None:

@@ -1,0 +1,106 @@
+"""The REST API: which features are mounted under /v1, and the frame of its OpenAPI document."""
+
+import re
+from typing import Any
+
+import flask_smorest
+from apispec.ext.marshmallow import MarshmallowPlugin, resolver
+from flask import Flask
+from marshmallow import Schema
+
+from project.auth.routes import blueprint as auth
+from project.blueprint import Blueprint, IdConverter
+from project.openapi import ProblemOut
+from project.users.routes import audit_blueprint as audit
+from project.users.routes import blueprint as users
+
+PREFIX = "/v1"
+VERSION = "0.1.0"
+
+BLUEPRINTS: list[Blueprint] = [auth, users, audit]
+
+DESCRIPTION = """Accounts, files and payments behind one REST API.
+
+Success is `{"data": …}`; a list adds `meta`. Every failure is `application/problem+json` with a `code` from
+[/errors](/errors). Sign in at `POST /v1/auth/login`; on this page the token is then used by itself.
+"""
+
+
+def _header(description: str, **schema: Any) -> dict[str, Any]:
+    return {"description": description, "schema": {"type": "string", **schema}}
+
+
+HEADERS = {
+    "ETag": _header("The version of the object, for If-Match and If-None-Match."),
+    "Link": _header('The next page, `rel="next"` (RFC 8288); absent on the last.'),
+    "Location": _header("Where the new object is.", format="uri-reference"),
+    "RateLimit": _header("What is left of each limit (r) and the seconds until it is full again (t)."),
+    "RateLimit-Policy": _header("The limits that apply: quota (q) in a window of seconds (w)."),
+    "Retry-After": _header("Seconds to wait.", pattern="^[0-9]+$"),
+    "WWW-Authenticate": _header("The challenge (RFC 6750)."),
+    "X-Request-ID": _header("The request's id in our logs."),
+}
+
+
+def _parameter(name: str, description: str, *, required: bool = False, **schema: Any) -> dict[str, Any]:
+    return {
+        "name": name,
+        "in": "header",
+        "description": description,
+        "required": required,
+        "schema": {"type": "string", **schema},
+    }
+
+
+KEY = {"minLength": 1, "maxLength": 255, "pattern": "^[!-~]+$"}
+PARAMETERS = {
+    "If-Match": _parameter("If-Match", "Change only this version; else 412."),
+    "If-None-Match": _parameter("If-None-Match", "The version you have; 304 when it is the current one."),
+    "Idempotency-Key": _parameter("Idempotency-Key", "A repeated request with the same key runs once.", **KEY),
+    "Idempotency-Key-Required": _parameter(
+        "Idempotency-Key", "A repeated request with the same key runs once.", required=True, **KEY
+    ),
+}
+
+SECURITY_SCHEMES = {
+    "access": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT", "description": "An access token."},
+    "refresh": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT", "description": "A refresh token."},
+}
+
+
+def _schema_name(schema: type[Schema] | Schema) -> str:
+    return re.sub(r"Out$", "", resolver(schema))
+
+
+class Api(flask_smorest.Api):
+    """flask-smorest without its own error body, and without pages of its own."""
+
+    ERROR_SCHEMA = ProblemOut
+    DEFAULT_ERROR_RESPONSE_NAME = None
+
+    def _register_error_handlers(self) -> None:
+        """Leave errors to errors.py."""
+
+    def _register_responses(self) -> None:
+        """Leave the documentation of errors to openapi.py."""
+
+
+def init_app(app: Flask) -> None:
+    """Mount the features under /v1 and build the document, kept as `app.extensions["openapi"]`."""
+    app.url_map.converters["uuid"] = IdConverter
+    app.config.update(
+        API_TITLE="Project",
+        API_VERSION=VERSION,
+        OPENAPI_VERSION="3.1.0",
+        API_SPEC_OPTIONS={
+            "info": {"description": DESCRIPTION},
+            "servers": [{"url": "/"}],
+            "components": {"headers": HEADERS, "parameters": PARAMETERS, "securitySchemes": SECURITY_SCHEMES},
+        },
+    )
+    plugin = MarshmallowPlugin(schema_name_resolver=_schema_name)
+    api = Api(app, spec_kwargs={"marshmallow_plugin": plugin})
+    api.spec.components.schema("Problem", schema=ProblemOut)
+    for blueprint in BLUEPRINTS:
+        api.register_blueprint(blueprint, url_prefix=PREFIX + (blueprint.url_prefix or ""))
+    app.extensions["openapi"] = api.spec.to_dict()

@@ -1,0 +1,47 @@
+"""The application factory: the list of what the application is made of."""
+
+import os
+from collections.abc import Mapping
+
+from flask import Flask
+from werkzeug.middleware.proxy_fix import ProxyFix
+
+from project import api, cli, database, errors, headers, jobs, limits, mail, observability, pages
+from project.auth import tokens
+from project.config import flask_config, load_config
+from project.extensions import migrate
+from project.json import OrjsonProvider
+from project.middleware import BodyLength
+
+MIGRATIONS = os.path.join(os.path.dirname(__file__), "..", "..", "migrations")
+
+
+def create_app(env: Mapping[str, str] = os.environ) -> Flask:
+    """Build the application from environment variables.
+
+    Raises:
+        ConfigError: naming the setting that is missing or wrong.
+    """
+    settings = load_config(env)
+    app = Flask("project", static_folder=None)
+    app.extensions["settings"] = settings
+    app.config.update(flask_config(settings))
+    app.json = OrjsonProvider(app)
+    app.url_map.merge_slashes = False
+    observability.init_app(app)
+    database.init_app(app)
+    migrate.init_app(app, database.db, directory=MIGRATIONS)
+    tokens.init_app(app)
+    limits.init_app(app)
+    mail.init_app(app)
+    jobs.init_app(app)
+    headers.init_app(app)
+    errors.register_error_handlers(app)
+    api.init_app(app)
+    pages.init_app(app)
+    cli.init_app(app)
+    app.wsgi_app = BodyLength(app.wsgi_app)  # type: ignore[method-assign]
+    if settings.proxy_hops:
+        hops = settings.proxy_hops
+        app.wsgi_app = ProxyFix(app.wsgi_app, x_for=hops, x_proto=hops, x_host=hops)  # type: ignore[method-assign]
+    return app

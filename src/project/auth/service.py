@@ -1,0 +1,313 @@
+"""Signing in and staying signed in: login, rotation of refresh tokens, sessions, and the principal of a request."""
+
+import hashlib
+import logging
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, and_, delete, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from project import audit
+from project.auth.links import send_notice, send_verification
+from project.auth.models import SESSION_SORTS, KnownNetwork, Session
+from project.auth.passwords import hash_password, needs_rehash, verify_password
+from project.database import db, transaction, utcnow, uuid7
+from project.errors import NotFound, Unauthorized
+from project.jobs import defer
+from project.limits import network, refill, spend
+from project.observability import origin
+from project.pagination import Page, PageRequest, paginate
+from project.security import Claims, Principal, SessionRevoked
+from project.users.models import User
+from project.users.service import on_erase
+
+logger = logging.getLogger(__name__)
+
+REFRESH_IDLE = timedelta(days=14)
+SESSION_LIFETIME = timedelta(days=90)
+# A client that lost the answer, or a second tab, may present the token just replaced for this long.
+SUCCESSOR_GRACE = timedelta(seconds=10)
+KNOWN_NETWORK_LIFETIME = timedelta(days=30)
+
+
+class InvalidCredentials(Unauthorized):
+    """401 at login: one answer for an unknown address, a wrong password, an unverified or inactive account."""
+
+    code = "invalid_credentials"
+    message = "The e-mail address or the password is wrong, or the account cannot sign in."
+    cure = "Check both; confirm the address by the mail you got; or reset the password."
+
+
+class TokenReused(Unauthorized):
+    """401: a refresh token that was replaced a while ago came back, so a copy of it is about."""
+
+    code = "token_reused"
+    message = "This refresh token was used before; its session has been ended."
+    cure = "Sign in again. Keep only the newest refresh token, and refresh from one place."
+
+
+@dataclass(frozen=True)
+class SignIn:
+    """A session together with its account, from which tokens are issued. `fresh`: a password was just given."""
+
+    session: Session
+    user: User
+    fresh: bool
+
+
+def login(*, email: str, password: str) -> SignIn:
+    """Sign in with a password; exactly one Argon2 verification whatever the outcome.
+
+    Raises:
+        RateLimited: before the password is looked at. InvalidCredentials. Unavailable: too many at once.
+    """
+    client_network = network(origin().ip)
+    user, known = _find_candidate(email, client_network)
+    _spend_attempt(email, client_network, known=known)
+    fits = verify_password(password, user.password_hash if user else None)
+    if user is None or not fits or not user.is_active:
+        logger.info("login_refused")
+        raise InvalidCredentials()
+    if not user.email_verified:
+        with transaction():
+            defer(send_verification, user_id=user.id)
+        raise InvalidCredentials()
+    sign_in = _open_session(user, password, client_network)
+    refill("login_network", *_attempt_key(email, client_network, known=known))
+    return sign_in
+
+
+def _find_candidate(email: str, client_network: str) -> tuple[User | None, bool]:
+    is_known = and_(
+        KnownNetwork.user_id == User.id,
+        KnownNetwork.network == client_network,
+        KnownNetwork.last_login_at > utcnow() - KNOWN_NETWORK_LIFETIME,
+    )
+    found = db.session.execute(
+        select(User, KnownNetwork.network).outerjoin(KnownNetwork, is_known).where(User.email == email)
+    ).first()
+    return (found[0], found[1] is not None) if found else (None, False)
+
+
+def _attempt_key(email: str, client_network: str, *, known: bool) -> tuple[str, ...]:
+    account = hashlib.sha256(email.encode()).hexdigest()[:32]
+    return ("known" if known else "stranger", account, client_network)
+
+
+def _spend_attempt(email: str, client_network: str, *, known: bool) -> None:
+    """Count an attempt. A network that the owner signs in from has its own budget, which strangers cannot spend."""
+    kind, account, net = _attempt_key(email, client_network, known=known)
+    spend("login_network", kind, account, net)
+    if not known:
+        spend("login_account", account)
+
+
+def _open_session(user: User, password: str, client_network: str) -> SignIn:
+    now = utcnow()
+    verified_hash = user.password_hash
+    new_hash = hash_password(password) if verified_hash and needs_rehash(verified_hash) else verified_hash
+    # Guarded by what was verified: a password changed or an account deactivated meanwhile must win.
+    admit = (
+        update(User)
+        .where(User.id == user.id, User.is_active, User.email_verified, User.password_hash == verified_hash)
+        .values(last_login_at=now, password_hash=new_hash, version=User.version + 1, updated_at=User.updated_at)
+        .returning(User)
+    )
+    with transaction():
+        admitted = db.session.scalar(admit, execution_options={"populate_existing": True})
+        if admitted is None:
+            raise InvalidCredentials()
+        session = _new_session(admitted, now)
+        db.session.add(session)
+        _remember_network(user.id, client_network, now)
+        audit.record("login", actor_id=user.id, target_type="session", target_id=session.id)
+    return SignIn(session, admitted, fresh=True)
+
+
+def _new_session(user: User, now: datetime) -> Session:
+    issued_at = now.replace(microsecond=0)
+    return Session(
+        id=uuid7(),
+        user_id=user.id,
+        epoch=user.session_epoch,
+        last_used_at=now,
+        expires_at=issued_at + SESSION_LIFETIME,
+        ip=origin().ip,
+        user_agent=origin().user_agent,
+        refresh_jti=uuid7(),
+        refresh_issued_at=issued_at,
+        refresh_expires_at=issued_at + REFRESH_IDLE,
+    )
+
+
+def _remember_network(user_id: UUID, client_network: str, now: datetime) -> None:
+    insert = postgresql.insert if db.engine.dialect.name == "postgresql" else sqlite.insert
+    row = {"user_id": user_id, "network": client_network, "last_login_at": now}
+    db.session.execute(
+        insert(KnownNetwork)
+        .values(row)
+        .on_conflict_do_update(index_elements=["user_id", "network"], set_={"last_login_at": now})
+    )
+
+
+def _is_alive(now: datetime) -> ColumnElement[bool]:
+    """Return the condition under which a session joined to its account counts."""
+    return and_(
+        Session.revoked_at.is_(None),
+        Session.expires_at > now,
+        Session.epoch == User.session_epoch,
+        User.is_active,
+    )
+
+
+def load_principal(claims: Claims) -> Principal:
+    """Return the caller that an access token points at, in one query: revocation and roles act at once.
+
+    Raises:
+        SessionRevoked.
+    """
+    user = db.session.scalar(
+        select(User)
+        .join(Session, Session.user_id == User.id)
+        .where(Session.id == claims.session_id, User.id == claims.user_id, _is_alive(utcnow()))
+    )
+    if user is None:
+        raise SessionRevoked()
+    return Principal(account=user, session_id=claims.session_id)
+
+
+def refresh(claims: Claims) -> SignIn:
+    """Replace a refresh token by its successor: compare-and-swap on the session row.
+
+    The token just replaced may come again for 10 s while its successor is unused, and gets the same successor.
+
+    Raises:
+        TokenReused: anything older, which ends the session. SessionRevoked.
+    """
+    _rotate(claims)
+    found = _find_live_session(claims)
+    if found is None:
+        raise SessionRevoked()
+    session, user = found
+    is_successor_of_claims = session.previous_jti == claims.jti and session.rotated_at is not None
+    if not is_successor_of_claims or session.rotated_at <= utcnow() - SUCCESSOR_GRACE:
+        _end_reused(session, user)
+        raise TokenReused()
+    return SignIn(session, user, fresh=False)
+
+
+def _rotate(claims: Claims) -> None:
+    """Put a successor in the place of the presented token, if that is still the live one."""
+    now = utcnow()
+    issued_at = now.replace(microsecond=0)
+    session = db.session.get(Session, claims.session_id)
+    if session is None or session.refresh_jti != claims.jti:
+        return
+    owner_is_active = select(User.id).where(User.id == claims.user_id, _is_alive(now)).correlate(Session).exists()
+    with transaction():
+        db.session.execute(
+            update(Session)
+            .where(Session.id == claims.session_id, Session.refresh_jti == claims.jti, owner_is_active)
+            .values(
+                previous_jti=claims.jti,
+                rotated_at=now,
+                last_used_at=now,
+                refresh_jti=uuid7(),
+                refresh_issued_at=issued_at,
+                refresh_expires_at=min(issued_at + REFRESH_IDLE, session.expires_at),
+            ),
+            execution_options={"synchronize_session": False},
+        )
+
+
+def _find_live_session(claims: Claims) -> tuple[Session, User] | None:
+    found = db.session.execute(
+        select(Session, User)
+        .join(User, User.id == Session.user_id)
+        .where(Session.id == claims.session_id, User.id == claims.user_id, _is_alive(utcnow())),
+        execution_options={"populate_existing": True},
+    ).first()
+    return (found[0], found[1]) if found else None
+
+
+def _end_reused(session: Session, user: User) -> None:
+    with transaction():
+        if _revoke("token_reused", Session.id == session.id):
+            audit.record("token_reused", actor_id=user.id, target_type="session", target_id=session.id)
+            defer(send_notice, template="sessions_ended", to=user.email)
+
+
+def _revoke(reason: str, *conditions: ColumnElement[bool]) -> int:
+    """Revoke the sessions that are not revoked yet and return how many."""
+    statement = update(Session).where(Session.revoked_at.is_(None), *conditions)
+    result: Any = db.session.execute(
+        statement.values(revoked_at=utcnow(), revoked_reason=reason),
+        execution_options={"synchronize_session": False},
+    )
+    return int(result.rowcount)
+
+
+def logout(claims: Claims) -> None:
+    """End the session of an access or refresh token.
+
+    Raises:
+        SessionRevoked: it had ended before.
+    """
+    if _find_live_session(claims) is None:
+        raise SessionRevoked()
+    with transaction():
+        if not _revoke("logout", Session.id == claims.session_id):
+            raise SessionRevoked()
+        audit.record("logout", actor_id=claims.user_id, target_type="session", target_id=claims.session_id)
+
+
+def list_sessions(*, user_id: UUID, current: UUID, page: PageRequest) -> Page[Session]:
+    """Return a page of the account's live sessions."""
+    now = utcnow()
+    statement = (
+        select(Session)
+        .join(User, User.id == Session.user_id)
+        .where(Session.user_id == user_id, Session.refresh_expires_at > now, _is_alive(now))
+    )
+    sessions = paginate(statement, page, sorts=SESSION_SORTS, tiebreaker=Session.id, owner=user_id)
+    for session in sessions:
+        session.current = session.id == current
+    return sessions
+
+
+def end_session(*, user_id: UUID, session_id: UUID) -> None:
+    """End one of the account's own sessions.
+
+    Raises:
+        NotFound: also for another account's.
+    """
+    with transaction():
+        if not _revoke("ended", Session.id == session_id, Session.user_id == user_id):
+            raise NotFound("There is no such session.")
+        audit.record("session_ended", actor_id=user_id, target_type="session", target_id=session_id)
+
+
+def end_sessions(*, user_id: UUID, keep: UUID | None = None, reason: str = "ended") -> None:
+    """End all sessions of an account, or all but one."""
+    with transaction():
+        conditions = [Session.user_id == user_id] + ([Session.id != keep] if keep else [])
+        _revoke(reason, *conditions)
+        audit.record("sessions_ended", actor_id=user_id, target_type="user", target_id=user_id)
+
+
+def purge() -> None:
+    """Delete sessions past their end and networks not signed in from for 30 days (housekeeping)."""
+    now = utcnow()
+    with transaction():
+        db.session.execute(delete(Session).where(Session.expires_at < now))
+        db.session.execute(delete(KnownNetwork).where(KnownNetwork.last_login_at < now - KNOWN_NETWORK_LIFETIME))
+
+
+@on_erase
+def forget_sessions(user_id: UUID) -> None:
+    """Remove where and with what an erased account signed in."""
+    db.session.execute(delete(Session).where(Session.user_id == user_id))
+    db.session.execute(delete(KnownNetwork).where(KnownNetwork.user_id == user_id))

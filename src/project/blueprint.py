@@ -1,0 +1,145 @@
+"""The Blueprint of every feature: strict parsing, the envelope, and what the OpenAPI document needs to know."""
+
+from collections.abc import Callable, Mapping
+from functools import wraps
+from http import HTTPStatus
+from typing import Any, NoReturn, TypeVar
+
+import flask_smorest
+from flask import Request, Response, g
+from flask_smorest.utils import unpack_tuple_response
+from marshmallow import RAISE, Schema, ValidationError
+from webargs.flaskparser import FlaskParser
+from werkzeug.routing import UUIDConverter
+
+from project.errors import AppError, FieldError, Invalid
+from project.json import load_body
+from project.openapi import document_operation, envelope
+from project.pagination import Page, next_link
+from project.schemas import REPEATED, field_errors
+
+View = TypeVar("View", bound=Callable[..., Any])
+
+_LOCATIONS = {"json": "", "json_or_form": "", "form": "", "files": "", "query": "/query", "headers": "/header"}
+
+
+class IdConverter(UUIDConverter):
+    """Ids in paths have one spelling, lower case; any other is no such path."""
+
+    regex = UUIDConverter.regex.replace("A-F", "")
+
+
+class Parser(FlaskParser):
+    """webargs with our loader, our errors, and no unknown or repeated parameter let through."""
+
+    DEFAULT_UNKNOWN_BY_LOCATION: dict[str, str | None] = dict.fromkeys(  # noqa: RUF012 - as in the base class
+        FlaskParser.DEFAULT_UNKNOWN_BY_LOCATION, RAISE
+    )
+
+    def load_json(self, req: Request, schema: Schema) -> Any:  # noqa: ARG002 - webargs' signature
+        """Return the strictly parsed body."""
+        return load_body(req)
+
+    def load_querystring(self, req: Request, schema: Schema) -> Any:
+        """Return the query parameters.
+
+        Raises:
+            Invalid: one was sent more than once; which of them counts would be a guess.
+        """
+        repeated = [name for name, values in req.args.lists() if len(values) > 1]
+        if repeated:
+            raise Invalid(
+                errors=[FieldError(f"/query/{name}", REPEATED, "Send this parameter once.") for name in repeated]
+            )
+        return super().load_querystring(req, schema)
+
+    def handle_error(
+        self,
+        error: ValidationError,
+        req: Request,  # noqa: ARG002 - webargs' signature
+        schema: Schema,  # noqa: ARG002
+        *,
+        error_status_code: int | None,  # noqa: ARG002
+        error_headers: Mapping[str, str] | None,  # noqa: ARG002
+    ) -> NoReturn:
+        """Turn marshmallow's messages, by location, into pointers."""
+        messages: Any = error.messages
+        found = [
+            field
+            for location, inner in messages.items()
+            for field in field_errors(inner, _LOCATIONS.get(location, f"/{location}"))
+        ]
+        raise Invalid(errors=found) from error
+
+
+class Blueprint(flask_smorest.Blueprint):
+    """A feature's routes. Success is `{"data": …}`, for a list with `meta`; failures are problems."""
+
+    ARGUMENTS_PARSER = Parser()
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._prepare_doc_cbks.append(document_operation)
+
+    def add_url_rule(self, rule: str, endpoint: str | None = None, view_func: Any = None, **options: Any) -> None:
+        """Register a route; its operationId is the function's name in camelCase."""
+        first, *rest = view_func.__name__.split("_")
+        operation_id = first + "".join(word.capitalize() for word in rest)
+        view_func.__dict__["_apidoc"] = {**getattr(view_func, "_apidoc", {}), "operation_id": operation_id}
+        super().add_url_rule(rule, endpoint, view_func, **options)
+
+    def response(
+        self, status_code: int, schema: Any = None, *, location: str | None = None, **kwargs: Any
+    ) -> Callable[[View], View]:
+        """Dump what the view returns into the envelope.
+
+        A Page also gives `meta` and the Link header. `location` is a template over the returned object, such as
+        `/v1/users/{0.id}`, for the Location header that every 201 carries.
+        """
+        dump = super().response(status_code, schema, **kwargs)
+
+        def decorate(view: View) -> View:
+            @wraps(view)
+            def prepared(*args: Any, **kwargs: Any) -> Any:
+                result, status, headers = unpack_tuple_response(view(*args, **kwargs))
+                headers = dict(headers or {})
+                if isinstance(result, Page):
+                    g.page = result
+                    headers.update({"Link": link} if (link := next_link(result)) else {})
+                if location is not None:
+                    headers["Location"] = location.format(result)
+                if result is None and status_code == HTTPStatus.NO_CONTENT:
+                    result = Response(status=status_code)
+                    del result.headers["Content-Type"]
+                return result, status, headers
+
+            documented = getattr(view, "_apidoc", {})
+            prepared.__dict__["_apidoc"] = {**documented, "location": location is not None}
+            return dump(prepared)  # type: ignore[no-any-return]  # flask-smorest is not typed
+
+        return decorate
+
+    @staticmethod
+    def raises(*errors: type[AppError], fields: tuple[str, ...] = ()) -> Callable[[View], View]:
+        """Document the errors an operation has beyond those of its decorators, and codes of its 422."""
+
+        def decorate(view: View) -> View:
+            documented = getattr(view, "_apidoc", {})
+            view.__dict__["_apidoc"] = {**documented, "raises": errors, "field_codes": fields}
+            return view
+
+        return decorate
+
+    @staticmethod
+    def _prepare_response_content(data: Any) -> dict[str, Any]:
+        page: Page[Any] | None = g.pop("page", None)
+        if page is None:
+            return {"data": data}
+        meta: dict[str, Any] = {"limit": page.limit, "next_cursor": page.next_cursor}
+        if page.total is not None:
+            meta["total"] = page.total
+        return {"data": data, "meta": meta}
+
+    @staticmethod
+    def _make_doc_response_schema(schema: Any) -> Any:
+        return envelope(schema) if isinstance(schema, Schema) else schema

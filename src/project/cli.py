@@ -1,0 +1,179 @@
+"""The `flask` commands: parse, call the service that the API calls, print."""
+
+import sys
+from collections.abc import Callable, Iterator
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import click
+import orjson
+from flask import Flask, current_app
+from flask.cli import AppGroup, with_appcontext
+from sqlalchemy.exc import DBAPIError
+
+from project import idempotency, jobs, seeds, server
+from project.auth import credentials, links
+from project.auth import service as auth
+from project.config import settings
+from project.errors import AppError
+from project.pagination import PageRequest
+from project.schemas import normalize_email
+from project.security import Role
+from project.users import service as users
+from project.users.models import User
+from project.users.schemas import UserOut
+
+users_cli = AppGroup("users", help="Accounts.")
+openapi_cli = AppGroup("openapi", help="The OpenAPI document.")
+
+OPENAPI_FILE = Path("docs/openapi.json")
+
+
+class EmailType(click.ParamType):
+    """An address, in its stored form."""
+
+    name = "email"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the stored form or say what is wrong."""
+        return normalize_email(value.strip()) or self.fail("this is not an e-mail address", param, ctx)
+
+
+EMAIL = EmailType()
+
+
+def reports_errors(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Print an expected failure as one line and exit with 1, as click does for its own."""
+
+    @wraps(command)
+    @with_appcontext
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return command(*args, **kwargs)
+        except AppError as error:
+            details = " ".join(field.detail for field in error.errors)
+            raise click.ClickException(details or error.detail) from error
+        except DBAPIError as error:
+            message = f"The database refused ({type(error.orig).__name__}). Is it running, and did `flask db upgrade` run?"
+            raise click.ClickException(message) from error
+
+    return wrapper
+
+
+@users_cli.command("create-admin")
+@click.argument("email", type=EMAIL)
+@click.option("--password-stdin", is_flag=True, help="Read the password from standard input, one line.")
+@reports_errors
+def create_admin(email: str, password_stdin: bool) -> None:
+    """Create an administrator, whose address counts as confirmed."""
+    password = _password(from_stdin=password_stdin)
+    user = credentials.create_admin(email=email, password=password)
+    click.echo(f"Created the administrator {email} ({user.id}).")
+
+
+def _password(*, from_stdin: bool) -> str:
+    # Never as an argument: those are visible to every process of the machine.
+    if from_stdin:
+        return sys.stdin.readline().rstrip("\r\n")
+    return str(click.prompt("Password", hide_input=True, confirmation_prompt=True))
+
+
+def _all_users() -> Iterator[User]:
+    cursor: str | None = None
+    while True:
+        page = users.list_users(caller_id=None, page=PageRequest(limit=100, cursor=cursor, sort="created_at"))
+        yield from page
+        cursor = page.next_cursor
+        if cursor is None:
+            return
+
+
+@users_cli.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON array.")
+@reports_errors
+def list_users(as_json: bool) -> None:
+    """List all accounts, oldest first."""
+    if as_json:
+        click.echo(orjson.dumps(UserOut(many=True).dump(_all_users()), option=orjson.OPT_INDENT_2))
+        return
+    for user in _all_users():
+        state = "active" if user.is_active else "inactive"
+        click.echo(f"{user.id}  {user.role:<5}  {state:<8}  {user.email}")
+
+
+@users_cli.command("set-role")
+@click.argument("email", type=EMAIL)
+@click.argument("role", type=click.Choice([role.value for role in Role]))
+@reports_errors
+def set_role(email: str, role: str) -> None:
+    """Give an account another role; acts on its very next request."""
+    users.update_user(users.get_by_email(email).id, actor_id=None, role=Role(role))
+    click.echo(f"{email} is now {role}.")
+
+
+@users_cli.command("deactivate")
+@click.argument("email", type=EMAIL)
+@reports_errors
+def deactivate(email: str) -> None:
+    """Keep an account from signing in and end its sessions at once."""
+    users.update_user(users.get_by_email(email).id, actor_id=None, is_active=False)
+    click.echo(f"{email} is deactivated.")
+
+
+@click.command("seed")
+@reports_errors
+def seed() -> None:
+    """Create the demo data that is missing; prints the password of new accounts, once."""
+    password = seeds.seed()
+    if password is None:
+        click.echo("The demo data is there already.")
+    else:
+        click.echo(f"Demo accounts: {', '.join(seeds.DEMO_ACCOUNTS)}\nPassword of the new ones: {password}")
+
+
+@click.command("worker")
+@reports_errors
+def worker() -> None:
+    """Run background jobs until TERM or Ctrl-C."""
+    click.echo("Running jobs; Ctrl-C stops.")
+    jobs.run_worker(current_app._get_current_object())  # type: ignore[attr-defined]
+
+
+@click.command("housekeeping")
+@reports_errors
+def housekeeping() -> None:
+    """Delete what has expired: sessions, links, idempotency keys, jobs that were given up."""
+    auth.purge()
+    links.purge()
+    idempotency.purge()
+    jobs.forget_failed()
+    click.echo("Deleted what had expired.")
+
+
+@click.command("start")
+@reports_errors
+def start() -> None:
+    """Bring the database up to date, seed it on the first run, and serve (what `make run` calls)."""
+    server.prepare()
+    server.serve()
+
+
+@openapi_cli.command("write")
+@click.option("--check", is_flag=True, help="Fail if the file is not up to date; write nothing.")
+@click.argument("path", type=click.Path(path_type=Path, dir_okay=False), default=OPENAPI_FILE)
+@reports_errors
+def write_openapi(path: Path, check: bool) -> None:
+    """Write the OpenAPI document to a file (docs/openapi.json)."""
+    text = orjson.dumps(current_app.extensions["openapi"], option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+    if not check:
+        path.write_bytes(text)
+        click.echo(f"Wrote {path}.")
+    elif not path.exists() or path.read_bytes() != text:
+        raise click.ClickException(f"{path} is not up to date: run `flask openapi write`.")
+
+
+def init_app(app: Flask) -> None:
+    """Register the commands."""
+    for command in (users_cli, openapi_cli, seed, worker, housekeeping, start):
+        app.cli.add_command(command)

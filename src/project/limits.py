@@ -1,0 +1,133 @@
+"""Rate limits: the classes a route can belong to, budgets that services spend, and the headers that report them."""
+
+import ipaddress
+import logging
+import math
+import time
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar, cast
+
+from flask import Flask, Response, request
+from flask_limiter import RequestLimit
+from limits import RateLimitItem, parse
+from limits.errors import StorageError
+from limits.storage import MemoryStorage
+from limits.strategies import FixedWindowRateLimiter, RateLimiter
+
+from project.config import settings
+from project.errors import RateLimited
+from project.extensions import limiter
+from project.security import find_claims
+
+logger = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+# What services spend from while Redis is away: the same numbers, counted in this process.
+_fallback = FixedWindowRateLimiter(MemoryStorage())
+
+
+def network(ip: str | None) -> str:
+    """Return the network an address belongs to: /24 for IPv4, /64 for IPv6, the usual size of one customer."""
+    if ip is None:
+        return ""
+    address = ipaddress.ip_address(ip)
+    return str(ipaddress.ip_network((ip, 24 if address.version == 4 else 64), strict=False))  # noqa: PLR2004
+
+
+def _address() -> str:
+    ip = request.remote_addr or ""
+    # One IPv6 customer has 2^64 addresses, so single ones cannot be counted.
+    return network(ip) if ":" in ip else ip
+
+
+def _caller() -> str:
+    claims = find_claims()
+    return f"user:{claims.user_id}" if claims else f"address:{_address()}"
+
+
+def _is_preflight() -> bool:
+    return request.method == "OPTIONS"
+
+
+def limit(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Count a route against one of the limits in the settings; stands directly under the verb.
+
+    `read` and `write` are per user over all routes of the class (per address without a good token), `anonymous`
+    is per address and route. Refusals count as well, since this runs before authentication.
+    """
+
+    def value() -> str:
+        return cast(str, getattr(settings.limits, name))
+
+    def decorate(view: Callable[P, R]) -> Callable[P, R]:
+        if name == "anonymous":
+            limited = limiter.limit(value, key_func=_address, exempt_when=_is_preflight)(view)
+        else:
+            limited = limiter.shared_limit(value, name, key_func=_caller, exempt_when=_is_preflight)(view)
+        cast(Any, limited)._apidoc = {**getattr(view, "_apidoc", {}), "limit": name}
+        return limited
+
+    return decorate
+
+
+def spend(name: str, *key: str) -> None:
+    """Take one from a budget of the settings, in a service.
+
+    Raises:
+        RateLimited: the budget is spent; Retry-After says for how many seconds.
+    """
+    if settings.rate_limits and not _counted(lambda strategy: strategy.hit(_item(name), name, *key)):
+        reset = _counted(lambda strategy: strategy.get_window_stats(_item(name), name, *key)).reset_time
+        raise RateLimited(headers={"Retry-After": str(_seconds_until(reset))})
+
+
+def refill(name: str, *key: str) -> None:
+    """Give a budget back after success."""
+    if settings.rate_limits:
+        _counted(lambda strategy: strategy.clear(_item(name), name, *key))
+
+
+def _item(name: str) -> RateLimitItem:
+    return parse(getattr(settings.limits, name))
+
+
+def _counted(use: Callable[[RateLimiter], Any]) -> Any:
+    try:
+        return use(limiter.limiter)
+    except StorageError:
+        logger.warning("rate_limit_storage_unavailable")
+        return use(_fallback)
+
+
+def _seconds_until(moment: float) -> int:
+    return max(1, math.ceil(moment - time.time()))
+
+
+def _report(response: Response) -> Response:
+    """Send RateLimit-Policy and RateLimit (draft-ietf-httpapi-ratelimit-headers) for each limit that applied."""
+    applied = [(limit.request_args[-1], limit) for limit in limiter.current_limits]
+    try:
+        _add_headers(response, applied)
+    except StorageError:
+        logger.warning("rate_limit_storage_unavailable")
+    return response
+
+
+def _add_headers(response: Response, applied: list[tuple[str, RequestLimit]]) -> None:
+    if not applied:
+        return
+    policies = [f'"{name}";q={item.limit.amount};w={item.limit.get_expiry()}' for name, item in applied]
+    states = [f'"{name}";r={item.remaining};t={_seconds_until(item.window[0])}' for name, item in applied]
+    response.headers["RateLimit-Policy"] = ", ".join(policies)
+    response.headers["RateLimit"] = ", ".join(states)
+    if response.status_code == RateLimited.status and "Retry-After" not in response.headers:
+        waits = [_seconds_until(item.window[0]) for _, item in applied if item.breached]
+        response.headers["Retry-After"] = str(max(waits, default=1))
+
+
+def init_app(app: Flask) -> None:
+    """Attach the limiter; its storage is Redis when set, the process's memory otherwise."""
+    limiter.init_app(app)
+    app.after_request(_report)

@@ -1,0 +1,204 @@
+"""The OpenAPI document: what each operation may answer, with examples, derived from its decorators."""
+
+from http import HTTPStatus
+from typing import Any
+
+from marshmallow import Schema, fields
+
+from project.errors import (
+    PROBLEM_TYPE,
+    REGISTRY,
+    AppError,
+    Forbidden,
+    IncompleteBody,
+    InternalError,
+    Invalid,
+    NotFound,
+    PayloadTooLarge,
+    PreconditionFailed,
+    RateLimited,
+    Unavailable,
+    UnsupportedMediaType,
+)
+from project.json import InvalidJson
+from project.pagination import InvalidCursor
+from project.schemas import FORMAT, REQUIRED, TYPE, UNKNOWN
+from project.security import InvalidToken, SessionRevoked, TokenExpired, TokenRequired
+
+_TOKEN_ERRORS = (TokenRequired, TokenExpired, InvalidToken, SessionRevoked)
+_JSON_ERRORS = (InvalidJson, IncompleteBody, PayloadTooLarge, UnsupportedMediaType, Invalid)
+_BODY_CODES = (REQUIRED, TYPE, FORMAT, UNKNOWN)
+_envelopes: dict[Any, type[Schema]] = {}
+
+
+class FieldErrorOut(Schema):
+    """What is wrong with one field."""
+
+    pointer = fields.String(required=True, metadata={"example": "/email"})
+    code = fields.String(required=True, metadata={"example": "required"})
+    detail = fields.String(required=True, metadata={"example": "This field is required."})
+
+
+class ProblemOut(Schema):
+    """An error (RFC 9457). Switch on `code`."""
+
+    type = fields.String(required=True, metadata={"format": "uri-reference"})
+    title = fields.String(required=True)
+    status = fields.Integer(required=True)
+    detail = fields.String(required=True)
+    instance = fields.String(required=True, metadata={"format": "uri-reference"})
+    code = fields.String(required=True)
+    request_id = fields.String(required=True)
+    errors = fields.List(fields.Nested(FieldErrorOut), metadata={"description": "With 422: each wrong field."})
+
+
+class MetaOut(Schema):
+    """About a page of a list."""
+
+    limit = fields.Integer(required=True, metadata={"example": 20})
+    next_cursor = fields.String(required=True, allow_none=True, metadata={"example": None})
+    total = fields.Integer(metadata={"example": 1, "description": "With include_total=true."})
+
+
+def envelope(schema: Schema) -> type[Schema]:
+    """Return the documented schema of `{"data": …}` around another, made once."""
+    key = (type(schema), schema.many)
+    if key not in _envelopes:
+        inner = fields.Nested(schema, required=True, metadata={"example": _example(schema)})
+        members: dict[str, fields.Field[Any]] = {"data": inner}
+        if schema.many:
+            members["meta"] = fields.Nested(MetaOut, required=True)
+        name = type(schema).__name__.removesuffix("Out") + ("List" if schema.many else "") + "Envelope"
+        _envelopes[key] = type(name, (Schema,), members)
+    return _envelopes[key]
+
+
+def _example(schema: Schema) -> Any:
+    """Build an example of a schema from the examples of its fields."""
+    one = {
+        name: _example(field.schema) if isinstance(field, fields.Nested) else field.metadata.get("example")
+        for name, field in schema.fields.items()
+        if isinstance(field, fields.Nested) or "example" in field.metadata
+    }
+    return [one] if schema.many else one
+
+
+def _problem_example(error: type[AppError], field_codes: tuple[str, ...]) -> dict[str, Any]:
+    body: dict[str, Any] = {
+        "type": f"/errors#{error.code}",
+        "title": error.message,
+        "status": int(error.status),
+        "detail": error.message,
+        "instance": "/v1/example",
+        "code": error.code,
+        "request_id": "5f0c9d7e8b6a4c3d",
+    }
+    if error.status == HTTPStatus.UNPROCESSABLE_ENTITY:
+        codes = field_codes or (REQUIRED,)
+        body["errors"] = [{"pointer": "/field", "code": code, "detail": REGISTRY[code].title} for code in codes]
+    return body
+
+
+def _errors_of(marks: dict[str, Any]) -> list[type[AppError]]:
+    """List what an operation can refuse with, from the marks its decorators left."""
+    found: list[type[AppError]] = [*marks.get("raises", ()), InternalError, Unavailable]
+    if "limit" in marks:
+        found.append(RateLimited)
+    if marks.get("auth", "public") != "public":
+        found += _TOKEN_ERRORS
+    if marks.get("auth") in {"staff", "admin"}:
+        found.append(Forbidden)
+    locations = {parameter["in"] for parameter in marks.get("arguments", {}).get("parameters", ())}
+    if "json" in locations:
+        found += _JSON_ERRORS
+    if "query" in locations:
+        found += [Invalid, InvalidCursor]
+    if marks.get("if_match"):
+        found.append(PreconditionFailed)
+    found += marks.get("idempotency_errors", ())
+    return list(dict.fromkeys(found))
+
+
+def _problem_responses(errors: list[type[AppError]], field_codes: tuple[str, ...]) -> dict[str, Any]:
+    responses: dict[str, Any] = {}
+    for error in sorted(errors, key=lambda error: (error.status, error.code)):
+        response = responses.setdefault(
+            str(int(error.status)),
+            {
+                "description": error.status.phrase,
+                "headers": {"X-Request-ID": {"$ref": "#/components/headers/X-Request-ID"}},
+                "content": {PROBLEM_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}, "examples": {}}},
+            },
+        )
+        examples = response["content"][PROBLEM_TYPE]["examples"]
+        examples[error.code] = {"summary": error.message, "value": _problem_example(error, field_codes)}
+        for name in _headers_of(error):
+            response["headers"][name] = {"$ref": f"#/components/headers/{name}"}
+    return responses
+
+
+def _headers_of(error: type[AppError]) -> tuple[str, ...]:
+    if error.status == HTTPStatus.UNAUTHORIZED:
+        return ("WWW-Authenticate",)
+    if error is RateLimited:
+        return ("Retry-After", "RateLimit-Policy", "RateLimit")
+    return ("Retry-After",) if error is Unavailable else ()
+
+
+def document_operation(doc: dict[str, Any], marks: dict[str, Any], **context: Any) -> dict[str, Any]:
+    """Complete one operation: id, security, examples, headers, every error (a callback of flask-smorest)."""
+    doc["operationId"] = marks["operation_id"]
+    doc["security"] = _security(marks.get("auth", "public"))
+    field_codes = tuple(marks.get("field_codes", ()))
+    if "requestBody" in doc:
+        _add_request_example(doc["requestBody"])
+        field_codes = (*_BODY_CODES, *field_codes)
+    for status, response in doc["responses"].items():
+        _add_success_headers(response, marks, int(status))
+    if marks.get("etag") and context["method"] == "get":
+        doc["responses"]["304"] = {"description": "Not modified", "headers": _refs("ETag", "X-Request-ID")}
+    parameters = doc.setdefault("parameters", [])
+    parameters += [{"$ref": f"#/components/parameters/{name}"} for name in _header_parameters(marks, context["method"])]
+    doc["responses"].update(_problem_responses(_errors_of(marks), field_codes))
+    return doc
+
+
+def _security(auth: str) -> list[dict[str, list[str]]]:
+    if auth == "public":
+        return []
+    return [{kind: []} for kind in ("access", "refresh") if kind in auth] or [{"access": []}]
+
+
+def _add_request_example(body: dict[str, Any]) -> None:
+    for content in body["content"].values():
+        schema = content["schema"]
+        content.setdefault("example", _example(schema() if isinstance(schema, type) else schema))
+
+
+def _refs(*names: str) -> dict[str, Any]:
+    return {name: {"$ref": f"#/components/headers/{name}"} for name in names}
+
+
+def _add_success_headers(response: dict[str, Any], marks: dict[str, Any], status: int) -> None:
+    names = ["X-Request-ID", "RateLimit-Policy", "RateLimit"]
+    names += ["Location"] if status == HTTPStatus.CREATED else []
+    names += ["ETag"] if marks.get("etag") else []
+    locations = {parameter["in"] for parameter in marks.get("arguments", {}).get("parameters", ())}
+    content = response.get("content", {}).get("application/json")
+    if content is not None:
+        schema = content["schema"]
+        members = (schema() if isinstance(schema, type) else schema).fields
+        example = {"data": members["data"].metadata["example"]}
+        if "meta" in members:
+            example["meta"] = {"limit": 20, "next_cursor": None}
+            names += ["Link"] if "query" in locations else []
+        content.setdefault("example", example)
+    response["headers"] = {**_refs(*names), **response.get("headers", {})}
+
+
+def _header_parameters(marks: dict[str, Any], method: str) -> list[str]:
+    names = ["If-None-Match"] if marks.get("etag") and method == "get" else []
+    names += ["If-Match"] if marks.get("if_match") else []
+    names += ["Idempotency-Key"] if marks.get("idempotent") == "accepted" else []
+    names += ["Idempotency-Key-Required"] if marks.get("idempotent") == "required" else []
+    return names

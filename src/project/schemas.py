@@ -1,0 +1,276 @@
+"""The strict base Schema and the field types of the API: no coercion, no unknown fields, a code for each refusal."""
+
+import re
+import unicodedata
+import uuid
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
+from email_validator import EmailNotValidError, validate_email
+from marshmallow import RAISE, ValidationError, fields, post_load, validate
+from marshmallow import Schema as MarshmallowSchema
+
+from project.errors import FieldError, field_code
+from project.pagination import PageRequest
+
+MAX_EMAIL_LENGTH = 254  # RFC 5321 §4.5.3.1.3, less the angle brackets
+MAX_INT64 = 2**63 - 1
+
+REQUIRED = field_code("required", "This field is required.", "Send the field.")
+NULL = field_code("null_not_allowed", "This field may not be null.", "Send a value or leave the field out.")
+UNKNOWN = field_code("unknown_field", "There is no such field here.", "Leave the field out; check its spelling.")
+TYPE = field_code("invalid_type", "The value has the wrong type.", "Send the JSON type of the documentation.")
+FORMAT = field_code("invalid_format", "The value has the wrong format.", "Send the format of the documentation.")
+CHOICE = field_code("invalid_choice", "The value is not one of the choices.", "Send one of the listed values.")
+RANGE = field_code("out_of_range", "The value is too small or too large.", "Stay within the documented bounds.")
+LENGTH = field_code("invalid_length", "The value is too short or too long.", "Stay within the documented length.")
+REPEATED = field_code("repeated_parameter", "The parameter was sent twice.", "Send each query parameter once.")
+CHARACTERS = field_code(
+    "invalid_characters", "The text has characters that cannot be stored.", "Remove NUL and unpaired surrogates."
+)
+EMAIL = field_code("invalid_email", "This is not an e-mail address.", "Send one plain address such as ann@example.com.")
+
+# marshmallow names its own messages; each stands for one of our codes.
+_CODE_OF_MESSAGE = {
+    "required": REQUIRED,
+    "null": NULL,
+    "unknown": CHOICE,
+    "type": TYPE,
+    "invalid": TYPE,
+    "invalid_uuid": FORMAT,
+    "too_large": RANGE,
+    "format": FORMAT,
+    "length": LENGTH,
+    "range": RANGE,
+    "characters": CHARACTERS,
+    "email": EMAIL,
+}
+
+
+class Message(str):
+    """A validation message that carries its code."""
+
+    code: str
+
+    def __new__(cls, text: str, code: str) -> "Message":
+        """Make a message for a code of the registry."""
+        message = super().__new__(cls, text)
+        message.code = code
+        return message
+
+    def format(self, *args: object, **kwargs: object) -> "Message":
+        """Fill in the placeholders and keep the code."""
+        return Message(super().format(*args, **kwargs), self.code)
+
+
+class Schema(MarshmallowSchema):
+    """Base of every schema. Input with unknown fields is refused; each error knows its code."""
+
+    error_messages = {  # noqa: RUF012 - marshmallow merges this attribute of the class
+        "unknown": Message("There is no such field here.", UNKNOWN),
+        "type": Message("The body must be a JSON object.", TYPE),
+    }
+
+    class Meta:
+        """Unknown fields are errors."""
+
+        unknown = RAISE
+
+    def on_bind_field(self, field_name: str, field_obj: Any) -> None:  # noqa: ARG002 - marshmallow's signature
+        """Give each message of a field its code."""
+        field_obj.error_messages = {
+            key: Message(text, _CODE_OF_MESSAGE.get(key, FORMAT)) for key, text in field_obj.error_messages.items()
+        }
+
+
+def field_errors(messages: Any, pointer: str = "") -> list[FieldError]:
+    """Flatten marshmallow's nested messages into field errors with JSON pointers (RFC 6901)."""
+    if isinstance(messages, Mapping):
+        found: list[FieldError] = []
+        for key, inner in messages.items():
+            step = "" if key == "_schema" else "/" + str(key).replace("~", "~0").replace("/", "~1")
+            found += field_errors(inner, pointer + step)
+        return found
+    return [
+        FieldError(pointer, getattr(text, "code", FORMAT), str(text))
+        for text in (messages if isinstance(messages, list) else [messages])
+    ]
+
+
+class Length(validate.Length):
+    """Length in code points or items."""
+
+    def _format_error(self, value: Any, message: str) -> str:
+        return Message(super()._format_error(value, message), LENGTH)
+
+
+class Range(validate.Range):
+    """Bounds of a number, both included."""
+
+    def _format_error(self, value: Any, message: str) -> str:
+        return Message(super()._format_error(value, message), RANGE)
+
+
+class OneOf(validate.OneOf):
+    """One of a list of values."""
+
+    def _format_error(self, value: Any) -> str:
+        return Message(super()._format_error(value), CHOICE)
+
+
+class String(fields.String):
+    """Text: a JSON string without NUL or unpaired surrogates, which no database would keep."""
+
+    default_error_messages = {  # noqa: RUF012 - marshmallow merges this attribute of the classes
+        "invalid": "This must be a string.",
+        "characters": "NUL and unpaired surrogates are not allowed.",
+    }
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> str:
+        if not isinstance(value, str):
+            raise self.make_error("invalid")
+        if "\0" in value or any("\ud800" <= char <= "\udfff" for char in value):
+            raise self.make_error("characters")
+        return value
+
+
+class Boolean(fields.Boolean):
+    """A JSON boolean, and nothing that looks like one."""
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> bool:
+        if not isinstance(value, bool):
+            raise self.make_error("invalid")
+        return value
+
+
+class Integer(fields.Integer):
+    """A JSON integer that fits 64 bits; `10.0`, `"10"` and `true` are refused."""
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> int:
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise self.make_error("invalid")
+        if abs(value) > MAX_INT64:
+            raise self.make_error("too_large")
+        return value
+
+
+class QueryInteger(fields.Integer):
+    """A number in a query string: ASCII digits only."""
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> int:
+        if not re.fullmatch(r"[0-9]{1,19}", value):
+            raise self.make_error("invalid")
+        return int(value)
+
+
+class QueryBoolean(fields.Boolean):
+    """A switch in a query string: `true` or `false`."""
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> bool:
+        if value not in {"true", "false"}:
+            raise self.make_error("invalid")
+        return bool(value == "true")
+
+
+class Id(fields.UUID):
+    """An id: a UUID in its canonical lower-case form."""
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> uuid.UUID:
+        if not isinstance(value, str):
+            raise self.make_error("invalid_uuid")
+        found: uuid.UUID = super()._deserialize(value, attr, data, **kwargs)
+        if str(found) != value:
+            raise self.make_error("invalid_uuid")
+        return found
+
+
+class Timestamp(fields.AwareDateTime):
+    """A time in RFC 3339 with an offset; out in UTC with `Z`."""
+
+    default_error_messages = {  # noqa: RUF012 - marshmallow merges this attribute of the classes
+        "format": "This must be a time such as 2030-01-31T12:00:00Z.",
+    }
+    _RFC3339 = re.compile(
+        r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d{1,6})?([Zz]|[+-]\d\d:\d\d)", re.ASCII
+    )
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> datetime:
+        if not isinstance(value, str) or not self._RFC3339.fullmatch(value):
+            raise self.make_error("format")
+        try:
+            return datetime.fromisoformat(value.upper()).astimezone(UTC)
+        except (ValueError, OverflowError) as error:
+            raise self.make_error("format") from error
+
+    def _serialize(self, value: datetime | None, attr: str | None, obj: Any, **kwargs: Any) -> str | None:
+        return None if value is None else value.astimezone(UTC).isoformat().replace("+00:00", "Z")
+
+
+class Email(String):
+    """An address in its one stored form: lower case, ASCII, international domains in Punycode.
+
+    The case is folded although RFC 5321 would let a server tell the cases of a local part apart: none does,
+    and two accounts for one mailbox would be worse. What NFKC would change is refused (look-alikes).
+    """
+
+    default_error_messages = {  # noqa: RUF012 - marshmallow merges this attribute of the classes
+        "email": "This is not an e-mail address.",
+    }
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> str:
+        text = super()._deserialize(value, attr, data, **kwargs).strip(" ")
+        address = normalize_email(text)
+        if address is None:
+            raise self.make_error("email")
+        return address
+
+
+def normalize_email(text: str) -> str | None:
+    """Return the stored form of an address, or None when it is not one (see `Email`)."""
+    if len(text) > MAX_EMAIL_LENGTH or unicodedata.normalize("NFKC", text) != text:
+        return None
+    try:
+        # Whether mail can be delivered is found out by sending one; `.test` is as good a name as another here.
+        found = validate_email(text, check_deliverability=False, allow_smtputf8=False, test_environment=True)
+    except EmailNotValidError:
+        return None
+    return found.ascii_email.lower() if found.ascii_email else None
+
+
+class AcceptedOut(Schema):
+    """The answer when nothing can be said yet."""
+
+    status = fields.String(required=True, metadata={"example": "accepted"})
+
+
+def page_query(sorts: Mapping[str, Any], **filters: fields.Field[Any]) -> type[Schema]:
+    """Make the query schema of a list: paging, a whitelist of sorts, and the list's own filters.
+
+    It loads into `page`, a PageRequest bound to the filters' values, and the filters by name.
+    """
+    choices = [direction + name for name in sorts for direction in ("", "-")]
+
+    class PageQuery(Schema):
+        limit = QueryInteger(load_default=20, validate=Range(1, 100), metadata={"description": "Page size."})
+        cursor = String(metadata={"description": "`next_cursor` of the page before; keep the other parameters."})
+        include_total = QueryBoolean(load_default=False, metadata={"description": "Count all; slow on long lists."})
+        sort = String(
+            load_default="-created_at",
+            validate=OneOf(choices),
+            metadata={"description": "A field, descending with `-`."},
+        )
+
+        @post_load
+        def gather(self, data: dict[str, Any], **_: Any) -> dict[str, Any]:
+            paging = {name: data.pop(name) for name in ("limit", "cursor", "include_total", "sort") if name in data}
+            bound_to = orjson.dumps(data, default=str, option=orjson.OPT_SORT_KEYS).decode()
+            return {"page": PageRequest(bound_to=bound_to, **paging), **data}
+
+    return type("PageQuery", (PageQuery,), dict(filters))
+
+
+def fail(message: str, code: str) -> ValidationError:
+    """Make a validation error with a code, for validators of features."""
+    return ValidationError([Message(message, code)])

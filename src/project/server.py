@@ -1,0 +1,76 @@
+"""What `make run` does: prepare the database, tell the developer where everything is, and serve."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import flask_migrate
+from sqlalchemy import exists, select
+
+from project import seeds
+from project.config import settings
+from project.database import db
+from project.users.models import User
+
+ROOT = Path(__file__).parents[2]
+GUNICORN = [sys.executable, "-m", "gunicorn", "-c", str(ROOT / "deploy" / "gunicorn.conf.py"), "wsgi:app"]
+WORKER = [sys.executable, "-m", "flask", "worker"]
+
+
+def prepare() -> None:
+    """Migrate the database, seed it when it has no account yet, and print how to go on."""
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    flask_migrate.upgrade()
+    is_new = not db.session.scalar(select(exists(select(User.id))))
+    password = seeds.seed() if is_new and not settings.production else None
+    # The server makes connections of its own, after it has forked.
+    db.session.remove()
+    db.engine.dispose()
+    click.echo(_welcome(password))
+
+
+def _welcome(password: str | None) -> str:
+    lines = [
+        f"API      {settings.public_url}/v1",
+        f"Docs     {settings.public_url}/docs",
+        f"Outbox   {settings.outbox} (mails as .eml files)",
+    ]
+    if password is not None:
+        lines += [
+            f"Sign in  {', '.join(seeds.DEMO_ACCOUNTS)}",
+            f"         password {password} (shown only now)",
+        ]
+    elif not settings.production:
+        lines += ["Sign in  with the demo accounts made on the first run, or register a new one"]
+    return "\n".join(lines)
+
+
+def serve() -> None:
+    """Serve with gunicorn until TERM or Ctrl-C; on PostgreSQL with a worker for jobs beside it."""
+    sys.stdout.flush()
+    os.chdir(ROOT)
+    if settings.sqlite:
+        # SQLite's jobs run in a thread of the server, so this process can become it.
+        os.execv(GUNICORN[0], GUNICORN)  # noqa: S606 - a fixed command without a shell
+    _supervise([GUNICORN, WORKER])
+
+
+def _supervise(commands: list[list[str]]) -> None:
+    """Run the commands until one ends or a signal comes, then end them all in good order."""
+    children = [subprocess.Popen(command) for command in commands]  # noqa: S603 - fixed commands without a shell
+
+    def stop(*_: Any) -> None:
+        for child in children:
+            child.send_signal(signal.SIGTERM)
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    _, status = os.wait()
+    stop()
+    for child in children:
+        child.wait()
+    sys.exit(os.waitstatus_to_exitcode(status) and 1)

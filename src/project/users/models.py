@@ -1,0 +1,42 @@
+"""The account."""
+
+from datetime import datetime
+
+from sqlalchemy import CheckConstraint, Index, String
+from sqlalchemy.orm import Mapped, mapped_column
+
+from project.database import Record
+from project.schemas import MAX_EMAIL_LENGTH
+from project.security import Role
+
+
+class User(Record):
+    """An account. `email` is stored folded (see schemas.normalize_email), so uniqueness is the plain constraint.
+
+    An erased account keeps its row, without the person, for the financial rows that point at it. Raising
+    `session_epoch` ends every session: one is alive only while it carries the same number. `version` counts every
+    change that a client can see, and makes the ETag.
+    """
+
+    __tablename__ = "users"
+
+    email: Mapped[str | None] = mapped_column(String(MAX_EMAIL_LENGTH), unique=True)
+    name: Mapped[str | None] = mapped_column(String(200))
+    password_hash: Mapped[str | None] = mapped_column(String(255))
+    role: Mapped[Role] = mapped_column(default=Role.USER)
+    is_active: Mapped[bool] = mapped_column(default=True)
+    email_verified: Mapped[bool] = mapped_column(default=False)
+    last_login_at: Mapped[datetime | None]
+    erased_at: Mapped[datetime | None]
+    session_epoch: Mapped[int] = mapped_column(default=1)
+    version: Mapped[int] = mapped_column(default=1)
+
+    __table_args__ = (
+        CheckConstraint("(email IS NULL) = (erased_at IS NOT NULL)", name="erased_has_no_email"),
+        CheckConstraint("erased_at IS NULL OR NOT is_active", name="erased_is_inactive"),
+        Index("ix_users_created_at_id", "created_at", "id"),
+        Index("ix_users_role", "role"),
+    )
+
+
+SORTS = {"created_at": User.created_at, "email": User.email}

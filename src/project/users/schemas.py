@@ -1,0 +1,90 @@
+"""The shapes of accounts and audit events in requests and answers."""
+
+from marshmallow import fields
+
+from project.audit import SORTS as AUDIT_SORTS
+from project.schemas import Boolean, Email, Id, Length, QueryBoolean, Schema, String, Timestamp, page_query
+from project.security import Role
+from project.users.models import SORTS
+
+_ID = "0190f8e2-5a3b-7c4d-8e9f-0a1b2c3d4e5f"
+_TIME = "2030-01-31T12:00:00.000000Z"
+
+
+class UserOut(Schema):
+    """An account as its owner, staff and admins see it."""
+
+    id = Id(required=True, metadata={"example": _ID})
+    email = fields.String(required=True, metadata={"example": "ann@example.com"})
+    name = fields.String(required=True, allow_none=True, metadata={"example": "Ann"})
+    role = fields.Enum(Role, required=True, by_value=True, metadata={"example": "user"})
+    is_active = Boolean(required=True, metadata={"example": True})
+    email_verified = Boolean(required=True, metadata={"example": True})
+    created_at = Timestamp(required=True, metadata={"example": _TIME})
+    updated_at = Timestamp(required=True, metadata={"example": _TIME})
+    last_login_at = Timestamp(required=True, allow_none=True, metadata={"example": _TIME})
+
+
+def _name() -> String:
+    return String(allow_none=True, validate=Length(1, 200), metadata={"example": "Ann"})
+
+
+class MeUpdate(Schema):
+    """What users change about themselves."""
+
+    name = _name()
+
+
+class Erase(Schema):
+    """The proof that erasing the account is meant."""
+
+    password = String(required=True, validate=Length(max=1024), metadata={"example": "correct horse battery staple"})
+
+
+class UserCreate(Schema):
+    """An account that an admin makes; its owner is invited by mail."""
+
+    email = Email(required=True, metadata={"example": "ben@example.com"})
+    name = _name()
+    role = fields.Enum(Role, required=True, by_value=True, metadata={"example": "staff"})
+
+
+class UserUpdate(Schema):
+    """What an admin changes about an account."""
+
+    name = _name()
+    role = fields.Enum(Role, by_value=True, metadata={"example": "staff"})
+    is_active = Boolean(metadata={"example": True})
+
+
+UserQuery = page_query(
+    SORTS,
+    q=String(validate=Length(1, 200), metadata={"description": "Part of an address or a name."}),
+    role=fields.Enum(Role, by_value=True),
+    is_active=QueryBoolean(),
+    created_after=Timestamp(),
+)
+
+
+class AuditEventOut(Schema):
+    """One entry of the audit log."""
+
+    id = Id(required=True, metadata={"example": _ID})
+    at = Timestamp(required=True, metadata={"example": _TIME})
+    action = fields.String(required=True, metadata={"example": "role_changed"})
+    actor_id = Id(required=True, allow_none=True, metadata={"example": _ID})
+    target_type = fields.String(required=True, allow_none=True, metadata={"example": "user"})
+    target_id = Id(required=True, allow_none=True, metadata={"example": _ID})
+    ip = fields.String(required=True, allow_none=True, metadata={"example": "203.0.113.7"})
+    request_id = fields.String(required=True, allow_none=True, metadata={"example": "5f0c9d7e8b6a4c3d"})
+    data = fields.Dict(required=True, keys=fields.String(), metadata={"example": {"role": "staff"}})
+
+
+AuditQuery = page_query(
+    AUDIT_SORTS,
+    actor_id=Id(),
+    target_id=Id(),
+    action=String(validate=Length(1, 64)),
+    after=Timestamp(data_key="from", metadata={"description": "From this time on."}),
+    before=Timestamp(data_key="to", metadata={"description": "Until before this time."}),
+)

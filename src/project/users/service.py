@@ -1,0 +1,222 @@
+"""Accounts: reading, creating, changing, deactivating and erasing them."""
+
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import func, or_, select, update
+from sqlalchemy.exc import IntegrityError
+
+from project import audit
+from project.database import db, transaction, utcnow
+from project.etags import Expected, matches
+from project.errors import Conflict, NotFound, PreconditionFailed
+from project.idempotency import attach
+from project.pagination import Page, PageRequest, contains, paginate
+from project.security import Role
+from project.users.models import SORTS, User
+
+class EmailTaken(Conflict):
+    """409: another account has this address."""
+
+    code = "email_taken"
+    message = "An account with this e-mail address already exists."
+    cure = "Use another address, or find the account at /v1/users?q=."
+
+
+class LastAdmin(Conflict):
+    """409: the change would leave nobody who can administer."""
+
+    code = "last_admin"
+    message = "This is the last active administrator."
+    cure = "Make another account an administrator first."
+
+
+# What features have to remove when an account is erased; each runs in the erasing transaction.
+_erasers: list[Callable[[UUID], None]] = []
+
+
+def on_erase(eraser: Callable[[UUID], None]) -> Callable[[UUID], None]:
+    """Register what a feature does when an account is erased (a decorator)."""
+    _erasers.append(eraser)
+    return eraser
+
+
+def find_by_email(email: str) -> User | None:
+    """Return the account with this address, in its stored form."""
+    return db.session.scalar(select(User).where(User.email == email))
+
+
+def find_user(user_id: UUID) -> User | None:
+    """Return an account that is not erased, if there is one."""
+    return db.session.scalar(select(User).where(User.id == user_id, User.erased_at.is_(None)))
+
+
+def get_user(user_id: UUID) -> User:
+    """Return an account that is not erased.
+
+    Raises:
+        NotFound.
+    """
+    user = find_user(user_id)
+    if user is None:
+        raise NotFound("There is no such user.")
+    return user
+
+
+def get_by_email(email: str) -> User:
+    """Return the account with this address; for the command line.
+
+    Raises:
+        NotFound.
+    """
+    user = find_by_email(email)
+    if user is None:
+        raise NotFound("There is no user with this address.")
+    return user
+
+
+def list_users(
+    *,
+    caller_id: UUID | None,
+    page: PageRequest,
+    q: str | None = None,
+    role: Role | None = None,
+    is_active: bool | None = None,
+    created_after: datetime | None = None,
+) -> Page[User]:
+    """Return a page of accounts; `q` is looked for in addresses and names, whatever the case."""
+    statement = select(User).where(User.erased_at.is_(None))
+    if q:
+        statement = statement.where(or_(contains(User.email, q), contains(User.name, q)))
+    if role is not None:
+        statement = statement.where(User.role == role)
+    if is_active is not None:
+        statement = statement.where(User.is_active == is_active)
+    if created_after is not None:
+        statement = statement.where(User.created_at > created_after)
+    return paginate(statement, page, sorts=SORTS, tiebreaker=User.id, owner=caller_id)
+
+
+def create_user(
+    *,
+    email: str,
+    name: str | None = None,
+    role: Role = Role.USER,
+    password_hash: str | None = None,
+    email_verified: bool = False,
+    actor_id: UUID | None = None,
+) -> User:
+    """Create an account and write it into the audit log.
+
+    Raises:
+        EmailTaken.
+    """
+    user = User(email=email, name=name, role=role, password_hash=password_hash, email_verified=email_verified)
+    try:
+        with transaction():
+            db.session.add(user)
+            db.session.flush()
+            _record("user_created", user.id, actor_id=actor_id, role=role)
+            attach(user.id)
+    except IntegrityError as error:
+        raise EmailTaken() from error
+    return user
+
+
+def update_user(
+    user_id: UUID, *, actor_id: UUID | None, expected: Expected = None, **changes: Any
+) -> User:
+    """Change name, role or is_active; a deactivated account loses its sessions at once.
+
+    `expected` is what the caller's If-Match accepts.
+
+    Raises:
+        NotFound, PreconditionFailed, LastAdmin.
+    """
+    values = dict(changes)
+    if changes.get("is_active") is False:
+        values["session_epoch"] = User.session_epoch + 1
+    with transaction():
+        user = _apply(user_id, expected, values)
+        if changes:
+            _record(_action(changes), user_id, actor_id=actor_id, **_loggable(changes))
+    return user
+
+
+def end_sessions(user_id: UUID, *, actor_id: UUID | None) -> None:
+    """End every session of an account.
+
+    Raises:
+        NotFound.
+    """
+    with transaction():
+        _apply(user_id, None, {"session_epoch": User.session_epoch + 1})
+        _record("sessions_ended", user_id, actor_id=actor_id)
+
+
+def erase_user(user_id: UUID, *, actor_id: UUID | None, expected: Expected = None) -> None:
+    """Remove the person: address, name, password, sessions and whatever features registered; the row stays.
+
+    Raises:
+        NotFound, PreconditionFailed, LastAdmin.
+    """
+    values = {
+        "email": None,
+        "name": None,
+        "password_hash": None,
+        "role": Role.USER,
+        "is_active": False,
+        "email_verified": False,
+        "erased_at": utcnow(),
+        "session_epoch": User.session_epoch + 1,
+    }
+    with transaction():
+        _apply(user_id, expected, values)
+        for eraser in _erasers:
+            eraser(user_id)
+        _record("user_erased", user_id, actor_id=actor_id)
+
+
+def _apply(user_id: UUID, expected: Expected, values: dict[str, Any]) -> User:
+    """Write `values` if the account is there in an expected version, and an administrator remains."""
+    may_lose_admin = values.get("role", Role.ADMIN) is not Role.ADMIN or values.get("is_active") is False
+    if may_lose_admin:
+        # Two administrators who demote each other at once would each still see the other: PostgreSQL has to lock
+        # the rows, while SQLite's transaction already is the only writer.
+        admins = select(User.id).where(User.role == Role.ADMIN, User.is_active).order_by(User.id)
+        had_admin = bool(db.session.scalars(admins.with_for_update()).all())
+    statement = update(User).where(User.id == user_id, User.erased_at.is_(None), matches(User, expected))
+    if values:
+        values = {**values, "version": User.version + 1}
+    statement = statement.values(values or {"version": User.version, "updated_at": User.updated_at})
+    user = db.session.scalar(statement.returning(User), execution_options={"populate_existing": True})
+    if user is None:
+        get_user(user_id)
+        raise PreconditionFailed()
+    if may_lose_admin and had_admin and not _has_admin():
+        raise LastAdmin()
+    return user
+
+
+def _has_admin() -> bool:
+    admins = select(func.count()).select_from(User).where(User.role == Role.ADMIN, User.is_active)
+    return bool(db.session.scalar(admins))
+
+
+def _action(changes: dict[str, Any]) -> str:
+    if "role" in changes:
+        return "role_changed"
+    if "is_active" in changes:
+        return "user_activated" if changes["is_active"] else "user_deactivated"
+    return "user_updated"
+
+
+def _loggable(changes: dict[str, Any]) -> dict[str, Any]:
+    # A name is personal data, and the log outlives the account.
+    return {"fields": sorted(changes), **{key: changes[key] for key in ("role", "is_active") if key in changes}}
+
+
+def _record(action: str, user_id: UUID, *, actor_id: UUID | None, **data: Any) -> None:
+    audit.record(action, actor_id=actor_id, target_type="user", target_id=user_id, **data)
