@@ -126,7 +126,7 @@ def _formatter(*, readable: bool, request_id: Callable[[], str | None]) -> loggi
         colors=sys.stdout.isatty(), pad_event_to=0, timestamp_key="time", exception_formatter=plain_traceback
     )
     return ProcessorFormatter(
-        foreign_pre_chain=[_name_event, ExtraAdder(FIELDS)],
+        foreign_pre_chain=[_name_event, ExtraAdder(sorted(FIELDS))],
         processors=[
             add_log_level,
             add_logger_name,

@@ -150,7 +150,7 @@ def _end(_error: BaseException | None) -> None:
 
 
 def _answer_what_escapes(app: Flask) -> "WSGIApplication":
-    """Answer with a problem even when Flask itself fails, as in a teardown; servers have pages of their own."""
+    """Answer with a problem even when Flask itself fails, as in a teardown; the server would send HTML."""
     inner = app.wsgi_app
 
     def wsgi_app(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:

@@ -1,0 +1,106 @@
+"""Headers of every answer: what browsers may do with it, and which other sites may read it."""
+
+import re
+from collections.abc import Sequence
+
+from flask import Flask, Response, request
+
+from project.config import Settings
+from project.errors import BadRequest
+from project.extensions import cors
+
+API_PREFIX = "/v1/"
+
+# A view that sets one of these itself keeps its own.
+DEFAULTS = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    # Refuses only embedding (<img>, <script>) by other sites; a fetch is what CORS decides about.
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+STRICT_TRANSPORT = "max-age=31536000; includeSubDomains"  # a year, in seconds
+
+ALLOWED_METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
+ALLOWED_HEADERS = [
+    "Authorization",
+    "Content-Digest",
+    "Content-Type",
+    "Idempotency-Key",
+    "If-Match",
+    "If-None-Match",
+    "If-Range",
+    "Range",
+    "X-Request-ID",
+]
+EXPOSED_HEADERS = [
+    "Content-Disposition",
+    "Content-Range",
+    "ETag",
+    "Idempotent-Replayed",
+    "Link",
+    "Location",
+    "RateLimit",
+    "RateLimit-Policy",
+    "Retry-After",
+    "X-Request-ID",
+]
+PREFLIGHT_SECONDS = 7200
+
+
+def init_app(app: Flask) -> None:
+    """Refuse requests without a host, and put our headers on every answer."""
+    config: Settings = app.extensions["settings"]
+    always_https = config.public_url.startswith("https:")
+
+    def harden(response: Response) -> Response:
+        for name, value in DEFAULTS.items():
+            response.headers.setdefault(name, value)
+        if always_https or request.is_secure:
+            response.headers.setdefault("Strict-Transport-Security", STRICT_TRANSPORT)
+        return response
+
+    app.before_request(_require_host)
+    # The last one registered runs first, so these see what flask-cors did.
+    app.after_request(harden)
+    app.after_request(_keep_private)
+    cors.init_app(
+        app,
+        resources=[re.compile(re.escape(API_PREFIX))],
+        origins=_exactly(config.cors_origins),
+        methods=ALLOWED_METHODS,
+        allow_headers=ALLOWED_HEADERS,
+        expose_headers=EXPOSED_HEADERS,
+        max_age=PREFLIGHT_SECONDS,
+        supports_credentials=False,
+        # Our error handlers make responses, which pass the hook like all others.
+        intercept_exceptions=False,
+        vary_header=False,
+    )
+
+
+def _exactly(origins: Sequence[str]) -> list[re.Pattern[str]] | str:
+    """Return what makes flask-cors compare exactly: it reads strings as patterns and ignores their case.
+
+    `*`, which production refuses, stays a wildcard.
+    """
+    return "*" if "*" in origins else [re.compile(re.escape(origin) + r"\Z") for origin in origins]
+
+
+def _require_host() -> None:
+    # RFC 9112 §3.2. Flask checks TRUSTED_HOSTS, but without the header takes the server's own name.
+    if not request.environ.get("HTTP_HOST"):
+        raise BadRequest("The Host header is missing.")
+
+
+def _keep_private(response: Response) -> Response:
+    """Keep answers out of caches, and those for one site from another."""
+    in_api = request.path.startswith(API_PREFIX)
+    if in_api:
+        # Always, since a cache may have stored the answer to a request without Origin.
+        response.vary.add("Origin")
+    if in_api or response.is_json:
+        response.headers.setdefault("Cache-Control", "no-store")
+    # flask-cors answers "false", but nobody outside has to hear of private networks.
+    response.headers.pop("Access-Control-Allow-Private-Network", None)
+    return response
