@@ -34,10 +34,6 @@ EXIT_SECONDS = 20
 P = ParamSpec("P")
 
 
-class JobError(Exception):
-    """Stands for a job's exception in the log: its class only, as its message may hold an address."""
-
-
 class CrashedError(Exception):
     """A job that has ended the process running it too often."""
 
@@ -136,13 +132,12 @@ def _attempt(app: Flask, queue: LocalQueue | ProcrastinateQueue, job: Job) -> Ex
 def _execute(app: Flask, job: Job) -> None:
     """Run a job in an application context of its own and log how it went, without its arguments."""
     started = time.perf_counter()
-    fields: dict[str, object] = {"task": job.task, "job_id": job.id, "attempts": job.attempt}
+    fields: dict[str, object] = {"task": job.task, "job_id": job.id, "attempt": job.attempt}
     try:
         _call(app, job)
     except Exception as error:
-        failure = JobError(_class(error)).with_traceback(error.__traceback__)
-        fields |= {"duration_ms": _since(started), "gave_up": _retry_at(job) is None}
-        logger.exception("job_failed", exc_info=failure, extra=fields)
+        fields |= {"duration_ms": _since(started), "error": _class(error)}
+        logger.exception("job_failed" if _retry_at(job) else "job_given_up", extra=fields)
         raise
     logger.info("job_done", extra=fields | {"duration_ms": _since(started)})
 

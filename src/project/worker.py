@@ -161,7 +161,7 @@ async def rescue_stalled(context: procrastinate.JobContext, timestamp: int) -> N
     """Run the jobs of dead workers again, but give up one that was tried often: it may be what kills them."""
     manager = context.app.job_manager
     for job in await manager.get_stalled_jobs(seconds_since_heartbeat=STALLED_SECONDS):
-        fields = {"task": job.task_name, "job_id": job.id, "attempts": job.attempts + 1}
+        fields = {"task": job.task_name, "job_id": job.id, "attempt": job.attempts + 1}
         try:
             if next_attempt(job.attempts + 1) is None:
                 await manager.finish_job(job, Status.FAILED, delete_job=False)
