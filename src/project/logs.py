@@ -62,11 +62,10 @@ _MAX_CHAIN = 8
 _HIDDEN = "…"
 _HANDLER = "project"
 # Commands that serve until they are stopped; their logs go where a server's do.
-_SERVING = {"run", "start", "worker"}
-# Libraries speak from `warning` on, these two from `info`: they say when a process or a job starts and ends.
-_TALKING_LIBRARIES = ("gunicorn.error", "procrastinate")
-# These would write a line for every request beside ours, with the whole path.
-_SILENT_LIBRARIES = ("werkzeug", "gunicorn.access")
+_SERVING = {"run", "worker"}
+# Libraries speak from `warning` on, gunicorn from `info`: it says when workers come and go. The others here would
+# set a level of their own, and write a line with the whole path for every request.
+_LIBRARIES = {"gunicorn.error": logging.INFO, "gunicorn.access": logging.WARNING, "werkzeug": logging.WARNING}
 
 Event = MutableMapping[str, Any]
 ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None]
@@ -106,11 +105,11 @@ def configure(*, level: str, readable: bool, request_id: Callable[[], str | None
     root.addHandler(handler)
     root.setLevel(logging.WARNING)
     logging.getLogger("project").setLevel(level)
-    for name in (*_TALKING_LIBRARIES, *_SILENT_LIBRARIES):
+    for name, least in _LIBRARIES.items():
         library = logging.getLogger(name)
         library.handlers.clear()
         library.propagate = True
-        library.setLevel(logging.INFO if name in _TALKING_LIBRARIES else logging.WARNING)
+        library.setLevel(least)
     # Whoever uses structlog itself goes the same way, and so through the same list of fields.
     structlog.configure(processors=[ProcessorFormatter.wrap_for_formatter], logger_factory=LoggerFactory())
 

@@ -19,8 +19,9 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 from flask import Flask, current_app
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
-from project.config import ConfigError, Settings, settings
+from project.config import Settings, settings
 from project.database import utcnow
+from project.environment import ConfigError
 
 logger = logging.getLogger(__name__)
 
@@ -114,11 +115,21 @@ def _backend(app: Flask, config: Settings) -> Backend:
 
 def _sender(mail_from: str) -> Address:
     """Return the one address of MAIL_FROM."""
-    header = SMTP.header_factory("From", mail_from) if mail_from.isprintable() else None
-    addresses = header.addresses if isinstance(header, AddressHeader) else ()
-    if len(addresses) != 1 or not (addresses[0].username and addresses[0].domain):
+    sender = _one_address(mail_from)
+    if sender is None:
         raise ConfigError("MAIL_FROM must be one address, such as: Project <no-reply@example.com>")
-    return addresses[0]
+    return sender
+
+
+def _one_address(value: str) -> Address | None:
+    """Parse what must be exactly one address, with or without a name; a line break would start a new header."""
+    try:
+        header = SMTP.header_factory("To", value if value.isprintable() else "")
+    except IndexError:  # the standard library stumbles over "ann@"
+        return None
+    addresses = header.addresses if isinstance(header, AddressHeader) else ()
+    found = addresses[0] if len(addresses) == 1 else None
+    return found if found and found.username and found.domain else None
 
 
 def _smtp_server(url: str) -> SmtpServer:
@@ -166,11 +177,13 @@ def _one_line(value: Any) -> Any:
 
 def _compose(message: Message) -> EmailMessage:
     """Build the MIME message. Header values with a line break raise: the policy refuses them."""
-    sender = _sender(settings.mail_from)
+    sender, recipient = _sender(settings.mail_from), _one_address(message.to)
+    if recipient is None or recipient.addr_spec != message.to:
+        raise ValueError("a mail goes to exactly one address")
     email = EmailMessage(policy=SMTP)
     email["Subject"] = message.subject
     email["From"] = sender
-    email["To"] = Address(addr_spec=message.to)
+    email["To"] = recipient
     email["Date"] = utcnow()
     email["Message-ID"] = make_msgid(domain=sender.domain)
     # RFC 3834 §5: vacation notices are not sent in answer to it.
