@@ -3,7 +3,7 @@
 import sys
 
 from project import create_app
-from project.config import ConfigError
+from project.environment import ConfigError
 
 try:
     app = create_app()

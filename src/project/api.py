@@ -1,6 +1,5 @@
 """The REST API: which features are mounted under /v1, and the frame of its OpenAPI document."""
 
-import re
 from typing import Any
 
 import flask_smorest
@@ -52,11 +51,13 @@ def _parameter(name: str, description: str, *, required: bool = False, **schema:
     }
 
 
-KEY = {"minLength": 1, "maxLength": 255, "pattern": "^[!-~]+$"}
+KEY: dict[str, Any] = {"minLength": 1, "maxLength": 255, "pattern": "^[!-~]+$"}
 PARAMETERS = {
     "If-Match": _parameter("If-Match", "Change only this version; else 412."),
     "If-None-Match": _parameter("If-None-Match", "The version you have; 304 when it is the current one."),
-    "Idempotency-Key": _parameter("Idempotency-Key", "A repeated request with the same key runs once.", **KEY),
+    "Idempotency-Key": _parameter(
+        "Idempotency-Key", "A repeated request with the same key runs once.", **KEY
+    ),
     "Idempotency-Key-Required": _parameter(
         "Idempotency-Key", "A repeated request with the same key runs once.", required=True, **KEY
     ),
@@ -68,8 +69,8 @@ SECURITY_SCHEMES = {
 }
 
 
-def _schema_name(schema: type[Schema] | Schema) -> str:
-    return re.sub(r"Out$", "", resolver(schema))
+def _schema_name(schema: type[Schema]) -> str:
+    return str(resolver(schema)).removesuffix("Out")
 
 
 class Api(flask_smorest.Api):

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 
 from flask import Flask
 from werkzeug.middleware.proxy_fix import ProxyFix
@@ -13,7 +14,7 @@ from project.extensions import migrate
 from project.json import OrjsonProvider
 from project.middleware import BodyLength
 
-MIGRATIONS = os.path.join(os.path.dirname(__file__), "..", "..", "migrations")
+MIGRATIONS = Path(__file__).parents[2] / "migrations"
 
 
 def create_app(env: Mapping[str, str] = os.environ) -> Flask:
@@ -30,7 +31,7 @@ def create_app(env: Mapping[str, str] = os.environ) -> Flask:
     app.url_map.merge_slashes = False
     observability.init_app(app)
     database.init_app(app)
-    migrate.init_app(app, database.db, directory=MIGRATIONS)
+    migrate.init_app(app, database.db, directory=str(MIGRATIONS))
     tokens.init_app(app)
     limits.init_app(app)
     mail.init_app(app)

@@ -9,18 +9,27 @@ import flask_smorest
 from flask import Request, Response, g
 from flask_smorest.utils import unpack_tuple_response
 from marshmallow import RAISE, Schema, ValidationError
+from typing_extensions import override
 from webargs.flaskparser import FlaskParser
 from werkzeug.routing import UUIDConverter
 
 from project.errors import AppError, FieldError, Invalid
 from project.json import load_body
+from project.marks import mark
 from project.openapi import document_operation, envelope
 from project.pagination import Page, next_link
 from project.schemas import REPEATED, field_errors
 
 View = TypeVar("View", bound=Callable[..., Any])
 
-_LOCATIONS = {"json": "", "json_or_form": "", "form": "", "files": "", "query": "/query", "headers": "/header"}
+_LOCATIONS = {
+    "json": "",
+    "json_or_form": "",
+    "form": "",
+    "files": "",
+    "query": "/query",
+    "headers": "/header",
+}
 
 
 class IdConverter(UUIDConverter):
@@ -32,14 +41,16 @@ class IdConverter(UUIDConverter):
 class Parser(FlaskParser):
     """webargs with our loader, our errors, and no unknown or repeated parameter let through."""
 
-    DEFAULT_UNKNOWN_BY_LOCATION: dict[str, str | None] = dict.fromkeys(  # noqa: RUF012 - as in the base class
+    DEFAULT_UNKNOWN_BY_LOCATION: dict[str, str | None] = dict.fromkeys(
         FlaskParser.DEFAULT_UNKNOWN_BY_LOCATION, RAISE
     )
 
-    def load_json(self, req: Request, schema: Schema) -> Any:  # noqa: ARG002 - webargs' signature
+    @override
+    def load_json(self, req: Request, schema: Schema) -> Any:
         """Return the strictly parsed body."""
         return load_body(req)
 
+    @override
     def load_querystring(self, req: Request, schema: Schema) -> Any:
         """Return the query parameters.
 
@@ -49,18 +60,21 @@ class Parser(FlaskParser):
         repeated = [name for name, values in req.args.lists() if len(values) > 1]
         if repeated:
             raise Invalid(
-                errors=[FieldError(f"/query/{name}", REPEATED, "Send this parameter once.") for name in repeated]
+                errors=[
+                    FieldError(f"/query/{name}", REPEATED, "Send this parameter once.") for name in repeated
+                ]
             )
         return super().load_querystring(req, schema)
 
+    @override
     def handle_error(
         self,
         error: ValidationError,
-        req: Request,  # noqa: ARG002 - webargs' signature
-        schema: Schema,  # noqa: ARG002
+        req: Request,
+        schema: Schema,
         *,
-        error_status_code: int | None,  # noqa: ARG002
-        error_headers: Mapping[str, str] | None,  # noqa: ARG002
+        error_status_code: int | None,
+        error_headers: Mapping[str, str] | None,
     ) -> NoReturn:
         """Turn marshmallow's messages, by location, into pointers."""
         messages: Any = error.messages
@@ -81,11 +95,13 @@ class Blueprint(flask_smorest.Blueprint):
         super().__init__(*args, **kwargs)
         self._prepare_doc_cbks.append(document_operation)
 
-    def add_url_rule(self, rule: str, endpoint: str | None = None, view_func: Any = None, **options: Any) -> None:
+    def add_url_rule(
+        self, rule: str, endpoint: str | None = None, view_func: Any = None, **options: Any
+    ) -> None:
         """Register a route; its operationId is the function's name in camelCase."""
         first, *rest = view_func.__name__.split("_")
         operation_id = first + "".join(word.capitalize() for word in rest)
-        view_func.__dict__["_apidoc"] = {**getattr(view_func, "_apidoc", {}), "operation_id": operation_id}
+        mark(view_func, operation_id=operation_id)
         super().add_url_rule(rule, endpoint, view_func, **options)
 
     def response(
@@ -113,8 +129,6 @@ class Blueprint(flask_smorest.Blueprint):
                     del result.headers["Content-Type"]
                 return result, status, headers
 
-            documented = getattr(view, "_apidoc", {})
-            prepared.__dict__["_apidoc"] = {**documented, "location": location is not None}
             return dump(prepared)  # type: ignore[no-any-return]  # flask-smorest is not typed
 
         return decorate
@@ -124,9 +138,7 @@ class Blueprint(flask_smorest.Blueprint):
         """Document the errors an operation has beyond those of its decorators, and codes of its 422."""
 
         def decorate(view: View) -> View:
-            documented = getattr(view, "_apidoc", {})
-            view.__dict__["_apidoc"] = {**documented, "raises": errors, "field_codes": fields}
-            return view
+            return mark(view, raises=errors, field_codes=fields)
 
         return decorate
 

@@ -9,13 +9,11 @@ from typing import Any
 import click
 import orjson
 from flask import Flask, current_app
-from flask.cli import AppGroup, with_appcontext
+from flask.cli import AppGroup, ScriptInfo, with_appcontext
 from sqlalchemy.exc import DBAPIError
 
 from project import idempotency, jobs, seeds, server
-from project.auth import credentials, links
-from project.auth import service as auth
-from project.config import settings
+from project.auth import credentials, links, sessions
 from project.errors import AppError
 from project.pagination import PageRequest
 from project.schemas import normalize_email
@@ -30,7 +28,7 @@ openapi_cli = AppGroup("openapi", help="The OpenAPI document.")
 OPENAPI_FILE = Path("docs/openapi.json")
 
 
-class EmailType(click.ParamType):
+class EmailType(click.ParamType[str]):
     """An address, in its stored form."""
 
     name = "email"
@@ -55,8 +53,8 @@ def reports_errors(command: Callable[..., Any]) -> Callable[..., Any]:
             details = " ".join(field.detail for field in error.errors)
             raise click.ClickException(details or error.detail) from error
         except DBAPIError as error:
-            message = f"The database refused ({type(error.orig).__name__}). Is it running, and did `flask db upgrade` run?"
-            raise click.ClickException(message) from error
+            cause = type(error.orig).__name__
+            raise click.ClickException(f"The database refused ({cause}). Did `flask db upgrade` run?") from error
 
     return wrapper
 
@@ -133,18 +131,18 @@ def seed() -> None:
 
 
 @click.command("worker")
-@reports_errors
-def worker() -> None:
+@click.pass_obj
+def worker(info: ScriptInfo) -> None:
     """Run background jobs until TERM or Ctrl-C."""
     click.echo("Running jobs; Ctrl-C stops.")
-    jobs.run_worker(current_app._get_current_object())  # type: ignore[attr-defined]
+    jobs.run_worker(info.load_app())
 
 
 @click.command("housekeeping")
 @reports_errors
 def housekeeping() -> None:
     """Delete what has expired: sessions, links, idempotency keys, jobs that were given up."""
-    auth.purge()
+    sessions.purge()
     links.purge()
     idempotency.purge()
     jobs.forget_failed()
@@ -165,7 +163,9 @@ def start() -> None:
 @reports_errors
 def write_openapi(path: Path, check: bool) -> None:
     """Write the OpenAPI document to a file (docs/openapi.json)."""
-    text = orjson.dumps(current_app.extensions["openapi"], option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+    text = orjson.dumps(
+        current_app.extensions["openapi"], option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE
+    )
     if not check:
         path.write_bytes(text)
         click.echo(f"Wrote {path}.")

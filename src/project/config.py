@@ -2,35 +2,26 @@
 
 import os
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import cast
 from urllib.parse import urlsplit
 
 from flask import current_app
-from limits import parse as parse_limit
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError
 from werkzeug.local import LocalProxy
 
 from project.database import engine_options
+from project.environment import ConfigError, Reader
 
 MIN_SECRET_BYTES = 32
 MIN_DIFFERENT_CHARACTERS = 8
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
-_TRUE = {"1", "true", "yes", "on"}
-_FALSE = {"0", "false", "no", "off"}
 
 # A limiter that cannot answer at once is worse than one that counts in the process.
 REDIS_OPTIONS = {"socket_connect_timeout": 0.25, "socket_timeout": 0.25, "wrap_exceptions": True}
-
-T = TypeVar("T")
-
-
-class ConfigError(Exception):
-    """A setting is missing or wrong. The text names the variable and never shows its value."""
 
 
 class Environment(StrEnum):
@@ -98,59 +89,6 @@ class Settings:
 
 # What services, jobs and commands read; bound to the current application.
 settings = cast(Settings, LocalProxy(lambda: current_app.extensions["settings"]))
-
-
-class Reader:
-    """Reads one variable at a time, so that each error can name the variable it is about."""
-
-    def __init__(self, env: Mapping[str, str]) -> None:
-        self._env = env
-
-    def text(self, name: str, default: str = "") -> str:
-        """Return the value without surrounding blanks and quotes; an empty one counts as not set."""
-        value = self._env.get(name, "").strip()
-        if len(value) > 1 and value[0] == value[-1] and value[0] in "\"'":
-            value = value[1:-1].strip()
-        return value or default
-
-    def parse(self, name: str, default: str, convert: Callable[[str], T], expected: str) -> T:
-        """Return the converted value, or say what was expected."""
-        try:
-            return convert(self.text(name, default))
-        except (ValueError, KeyError, ArgumentError) as error:
-            raise ConfigError(f"{name} must be {expected}") from error
-
-    def integer(self, name: str, default: int, *, at_least: int = 0, at_most: int = 65535) -> int:
-        """Return a whole number within bounds."""
-        value = self.parse(name, str(default), int, f"a whole number from {at_least} to {at_most}")
-        if not at_least <= value <= at_most:
-            raise ConfigError(f"{name} must be a whole number from {at_least} to {at_most}")
-        return value
-
-    def flag(self, name: str, default: str = "off") -> bool:
-        """Return a switch: on/off, 1/0, true/false, yes/no."""
-        value = self.text(name, default).lower()
-        if value not in _TRUE | _FALSE:
-            raise ConfigError(f"{name} must be on or off")
-        return value in _TRUE
-
-    def names(self, name: str, default: str = "") -> list[str]:
-        """Return a comma-separated list."""
-        return [item.strip() for item in self.text(name, default).split(",") if item.strip()]
-
-    def limit(self, name: str, default: str) -> str:
-        """Return a rate limit in the notation `10/15 minutes`."""
-        value = self.text(name, default)
-        self.parse(name, default, parse_limit, "a limit such as 10/minute")
-        return value
-
-    def url(self, name: str, default: str, *schemes: str) -> str:
-        """Return an absolute URL without a trailing slash; no scheme named means any."""
-        value = self.text(name, default).rstrip("/")
-        scheme = self.parse(name, default, lambda text: urlsplit(text).scheme, "a URL")
-        if not scheme or (schemes and scheme not in schemes):
-            raise ConfigError(f"{name} must be a URL ({', '.join(schemes) or 'with a scheme'})")
-        return value
 
 
 def load_config(env: Mapping[str, str] = os.environ) -> Settings:
@@ -290,8 +228,12 @@ def _refuse_in_production(read: Reader, settings: Settings) -> None:
         "DEBUG must be off in production": settings.debug or read.flag("TESTING"),
         "DATABASE_URL must be PostgreSQL in production, or set ALLOW_SQLITE_IN_PRODUCTION=1": settings.sqlite
         and not read.flag("ALLOW_SQLITE_IN_PRODUCTION"),
-        "CORS_ORIGINS must be exact origins in production": any("*" in item for item in settings.cors_origins),
-        "TRUSTED_HOSTS must be exact names in production": any("*" in item for item in settings.trusted_hosts),
+        "CORS_ORIGINS must be exact origins in production": any(
+            "*" in item for item in settings.cors_origins
+        ),
+        "TRUSTED_HOSTS must be exact names in production": any(
+            "*" in item for item in settings.trusted_hosts
+        ),
         "RATE_LIMITS must be on in production": not settings.rate_limits,
         "REDIS_URL is required in production when WEB_CONCURRENCY is over 1": not settings.redis_url
         and settings.web_concurrency > 1,
@@ -315,7 +257,9 @@ def flask_config(settings: Settings) -> dict[str, object]:
         "TRUSTED_HOSTS": settings.trusted_hosts,
         "PROPAGATE_EXCEPTIONS": False,
         "SQLALCHEMY_DATABASE_URI": settings.database_url,
-        "SQLALCHEMY_ENGINE_OPTIONS": engine_options(settings.database_url, pool_size=settings.web_threads + 2),
+        "SQLALCHEMY_ENGINE_OPTIONS": engine_options(
+            settings.database_url, pool_size=settings.web_threads + 2
+        ),
         # Always set: the limiter is one object per process and would keep the last application's switch.
         "RATELIMIT_ENABLED": settings.rate_limits,
         "RATELIMIT_STORAGE_URI": settings.redis_url or memory,

@@ -5,13 +5,14 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Any, cast
+from typing import Any
 
 from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy import DateTime, Dialect, Engine, Enum, MetaData, TypeDecorator, Uuid, event
 from sqlalchemy.engine import Connection, make_url
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, registry
+from typing_extensions import override
 from uuid_utils.compat import uuid7 as _uuid7
 
 BUSY_TIMEOUT_SECONDS = 5
@@ -35,7 +36,7 @@ def utcnow() -> datetime:
 
 def uuid7() -> uuid.UUID:
     """Return a new time-ordered id (RFC 9562 §5.7), as a standard UUID."""
-    return cast(uuid.UUID, _uuid7())
+    return _uuid7()
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -44,6 +45,7 @@ class UtcDateTime(TypeDecorator[datetime]):
     impl = DateTime(timezone=True)
     cache_ok = True
 
+    @override
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
         """Store in UTC; a naive time is a bug and is refused."""
         if value is None:
@@ -53,6 +55,7 @@ class UtcDateTime(TypeDecorator[datetime]):
         value = value.astimezone(UTC)
         return value.replace(tzinfo=None) if dialect.name == "sqlite" else value
 
+    @override
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
         """Return an aware UTC time."""
         if value is None:
@@ -64,7 +67,11 @@ COLUMN_TYPES: dict[Any, Any] = {
     datetime: UtcDateTime(),
     uuid.UUID: Uuid(),
     enum.Enum: Enum(
-        enum.Enum, native_enum=False, length=32, values_callable=lambda kind: [member.value for member in kind]
+        enum.Enum,
+        native_enum=False,
+        create_constraint=True,
+        length=32,
+        values_callable=lambda kind: [member.value for member in kind],
     ),
 }
 
@@ -72,7 +79,9 @@ COLUMN_TYPES: dict[Any, Any] = {
 class Base(DeclarativeBase):
     """Base of all models: named constraints, aware times, enumerations stored by value."""
 
-    registry = registry(metadata=MetaData(naming_convention=NAMING_CONVENTION), type_annotation_map=COLUMN_TYPES)
+    registry = registry(
+        metadata=MetaData(naming_convention=NAMING_CONVENTION), type_annotation_map=COLUMN_TYPES
+    )
 
 
 class Record(Base):

@@ -268,7 +268,7 @@ def _database_error(error: DBAPIError | PoolTimeout) -> Response:
 
 
 def _unexpected_error(error: Exception) -> Response:
-    logger.exception("unhandled_error", exc_info=error)
+    logger.error("unhandled_error", exc_info=error)
     return problem_response(InternalError())
 
 

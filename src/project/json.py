@@ -5,7 +5,7 @@ import re
 from typing import Any, NoReturn
 
 import orjson
-from flask import Request, g
+from flask import Request, Response, g
 from flask.json.provider import JSONProvider
 
 from project.errors import BadRequest, PayloadTooLarge, UnsupportedMediaType
@@ -137,7 +137,7 @@ class OrjsonProvider(JSONProvider):
         """Serialise; non-finite floats become null, so no answer ever holds NaN."""
         return orjson.dumps(obj).decode()
 
-    def response(self, *args: Any, **kwargs: Any) -> Any:
+    def response(self, *args: Any, **kwargs: Any) -> Response:
         """Build a JSON response without a detour over text."""
         obj = self._prepare_response_obj(args, kwargs)
-        return self._app.response_class(orjson.dumps(obj), mimetype="application/json")
+        return Response(orjson.dumps(obj), mimetype="application/json")

@@ -17,6 +17,7 @@ from limits.strategies import FixedWindowRateLimiter, RateLimiter
 from project.config import settings
 from project.errors import RateLimited
 from project.extensions import limiter
+from project.marks import mark
 from project.security import find_claims
 
 logger = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ def network(ip: str | None) -> str:
     if ip is None:
         return ""
     address = ipaddress.ip_address(ip)
-    return str(ipaddress.ip_network((ip, 24 if address.version == 4 else 64), strict=False))  # noqa: PLR2004
+    return str(ipaddress.ip_network((ip, 24 if address.version == 4 else 64), strict=False))
 
 
 def _address() -> str:
@@ -66,8 +67,7 @@ def limit(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
             limited = limiter.limit(value, key_func=_address, exempt_when=_is_preflight)(view)
         else:
             limited = limiter.shared_limit(value, name, key_func=_caller, exempt_when=_is_preflight)(view)
-        cast(Any, limited)._apidoc = {**getattr(view, "_apidoc", {}), "limit": name}
-        return limited
+        return mark(limited, limit=name)
 
     return decorate
 
@@ -106,7 +106,7 @@ def _seconds_until(moment: float) -> int:
 
 
 def _report(response: Response) -> Response:
-    """Send RateLimit-Policy and RateLimit (draft-ietf-httpapi-ratelimit-headers) for each limit that applied."""
+    """Send RateLimit-Policy and RateLimit (draft-ietf-httpapi-ratelimit-headers) for each limit."""
     applied = [(limit.request_args[-1], limit) for limit in limiter.current_limits]
     try:
         _add_headers(response, applied)

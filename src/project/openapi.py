@@ -13,7 +13,6 @@ from project.errors import (
     IncompleteBody,
     InternalError,
     Invalid,
-    NotFound,
     PayloadTooLarge,
     PreconditionFailed,
     RateLimited,
@@ -49,7 +48,9 @@ class ProblemOut(Schema):
     instance = fields.String(required=True, metadata={"format": "uri-reference"})
     code = fields.String(required=True)
     request_id = fields.String(required=True)
-    errors = fields.List(fields.Nested(FieldErrorOut), metadata={"description": "With 422: each wrong field."})
+    errors = fields.List(
+        fields.Nested(FieldErrorOut), metadata={"description": "With 422: each wrong field."}
+    )
 
 
 class MetaOut(Schema):
@@ -95,7 +96,9 @@ def _problem_example(error: type[AppError], field_codes: tuple[str, ...]) -> dic
     }
     if error.status == HTTPStatus.UNPROCESSABLE_ENTITY:
         codes = field_codes or (REQUIRED,)
-        body["errors"] = [{"pointer": "/field", "code": code, "detail": REGISTRY[code].title} for code in codes]
+        body["errors"] = [
+            {"pointer": "/field", "code": code, "detail": REGISTRY[code].title} for code in codes
+        ]
     return body
 
 
@@ -127,7 +130,9 @@ def _problem_responses(errors: list[type[AppError]], field_codes: tuple[str, ...
             {
                 "description": error.status.phrase,
                 "headers": {"X-Request-ID": {"$ref": "#/components/headers/X-Request-ID"}},
-                "content": {PROBLEM_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}, "examples": {}}},
+                "content": {
+                    PROBLEM_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}, "examples": {}}
+                },
             },
         )
         examples = response["content"][PROBLEM_TYPE]["examples"]
@@ -153,12 +158,15 @@ def document_operation(doc: dict[str, Any], marks: dict[str, Any], **context: An
     if "requestBody" in doc:
         _add_request_example(doc["requestBody"])
         field_codes = (*_BODY_CODES, *field_codes)
+    # flask-smorest refers to its own description of a 422; ours comes below.
+    doc["responses"] = {
+        status: found for status, found in doc["responses"].items() if isinstance(found, dict)
+    }
     for status, response in doc["responses"].items():
         _add_success_headers(response, marks, int(status))
     if marks.get("etag") and context["method"] == "get":
         doc["responses"]["304"] = {"description": "Not modified", "headers": _refs("ETag", "X-Request-ID")}
-    parameters = doc.setdefault("parameters", [])
-    parameters += [{"$ref": f"#/components/parameters/{name}"} for name in _header_parameters(marks, context["method"])]
+    doc.setdefault("parameters", []).extend(_header_parameters(marks, context["method"]))
     doc["responses"].update(_problem_responses(_errors_of(marks), field_codes))
     return doc
 

@@ -112,7 +112,7 @@ def next_link(page: Page[Any]) -> str | None:
     return f'<{settings.public_url}{quote(request.path)}?{urlencode(query)}>; rel="next"'
 
 
-def contains(column: InstrumentedAttribute[str], text: str) -> ColumnElement[bool]:
+def contains(column: InstrumentedAttribute[Any], text: str) -> ColumnElement[bool]:
     """Match rows whose column contains the text; `%`, `_` and a backslash are ordinary characters.
 
     Case is ignored as far as the database's lower() goes: everywhere in ASCII, beyond it as its locale says.

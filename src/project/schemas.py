@@ -1,4 +1,4 @@
-"""The strict base Schema and the field types of the API: no coercion, no unknown fields, a code for each refusal."""
+"""The strict base Schema and the field types of the API: no coercion, and a code for each refusal."""
 
 import re
 import unicodedata
@@ -11,6 +11,7 @@ import orjson
 from email_validator import EmailNotValidError, validate_email
 from marshmallow import RAISE, ValidationError, fields, post_load, validate
 from marshmallow import Schema as MarshmallowSchema
+from typing_extensions import override
 
 from project.errors import FieldError, field_code
 from project.pagination import PageRequest
@@ -20,17 +21,33 @@ MAX_INT64 = 2**63 - 1
 
 REQUIRED = field_code("required", "This field is required.", "Send the field.")
 NULL = field_code("null_not_allowed", "This field may not be null.", "Send a value or leave the field out.")
-UNKNOWN = field_code("unknown_field", "There is no such field here.", "Leave the field out; check its spelling.")
-TYPE = field_code("invalid_type", "The value has the wrong type.", "Send the JSON type of the documentation.")
-FORMAT = field_code("invalid_format", "The value has the wrong format.", "Send the format of the documentation.")
-CHOICE = field_code("invalid_choice", "The value is not one of the choices.", "Send one of the listed values.")
-RANGE = field_code("out_of_range", "The value is too small or too large.", "Stay within the documented bounds.")
-LENGTH = field_code("invalid_length", "The value is too short or too long.", "Stay within the documented length.")
-REPEATED = field_code("repeated_parameter", "The parameter was sent twice.", "Send each query parameter once.")
-CHARACTERS = field_code(
-    "invalid_characters", "The text has characters that cannot be stored.", "Remove NUL and unpaired surrogates."
+UNKNOWN = field_code(
+    "unknown_field", "There is no such field here.", "Leave the field out; check its spelling."
 )
-EMAIL = field_code("invalid_email", "This is not an e-mail address.", "Send one plain address such as ann@example.com.")
+TYPE = field_code("invalid_type", "The value has the wrong type.", "Send the JSON type of the documentation.")
+FORMAT = field_code(
+    "invalid_format", "The value has the wrong format.", "Send the format of the documentation."
+)
+CHOICE = field_code(
+    "invalid_choice", "The value is not one of the choices.", "Send one of the listed values."
+)
+RANGE = field_code(
+    "out_of_range", "The value is too small or too large.", "Stay within the documented bounds."
+)
+LENGTH = field_code(
+    "invalid_length", "The value is too short or too long.", "Stay within the documented length."
+)
+REPEATED = field_code(
+    "repeated_parameter", "The parameter was sent twice.", "Send each query parameter once."
+)
+CHARACTERS = field_code(
+    "invalid_characters",
+    "The text has characters that cannot be stored.",
+    "Remove NUL and unpaired surrogates.",
+)
+EMAIL = field_code(
+    "invalid_email", "This is not an e-mail address.", "Send one plain address such as ann@example.com."
+)
 
 # marshmallow names its own messages; each stands for one of our codes.
 _CODE_OF_MESSAGE = {
@@ -51,6 +68,8 @@ _CODE_OF_MESSAGE = {
 
 class Message(str):
     """A validation message that carries its code."""
+
+    __slots__ = ("code",)
 
     code: str
 
@@ -78,10 +97,12 @@ class Schema(MarshmallowSchema):
 
         unknown = RAISE
 
-    def on_bind_field(self, field_name: str, field_obj: Any) -> None:  # noqa: ARG002 - marshmallow's signature
+    @override
+    def on_bind_field(self, field_name: str, field_obj: Any) -> None:
         """Give each message of a field its code."""
         field_obj.error_messages = {
-            key: Message(text, _CODE_OF_MESSAGE.get(key, FORMAT)) for key, text in field_obj.error_messages.items()
+            key: Message(text, _CODE_OF_MESSAGE.get(key, FORMAT))
+            for key, text in field_obj.error_messages.items()
         }
 
 
@@ -128,6 +149,7 @@ class String(fields.String):
         "characters": "NUL and unpaired surrogates are not allowed.",
     }
 
+    @override
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> str:
         if not isinstance(value, str):
             raise self.make_error("invalid")
@@ -139,6 +161,7 @@ class String(fields.String):
 class Boolean(fields.Boolean):
     """A JSON boolean, and nothing that looks like one."""
 
+    @override
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> bool:
         if not isinstance(value, bool):
             raise self.make_error("invalid")
@@ -148,6 +171,7 @@ class Boolean(fields.Boolean):
 class Integer(fields.Integer):
     """A JSON integer that fits 64 bits; `10.0`, `"10"` and `true` are refused."""
 
+    @override
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> int:
         if not isinstance(value, int) or isinstance(value, bool):
             raise self.make_error("invalid")
@@ -159,6 +183,7 @@ class Integer(fields.Integer):
 class QueryInteger(fields.Integer):
     """A number in a query string: ASCII digits only."""
 
+    @override
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> int:
         if not re.fullmatch(r"[0-9]{1,19}", value):
             raise self.make_error("invalid")
@@ -168,6 +193,7 @@ class QueryInteger(fields.Integer):
 class QueryBoolean(fields.Boolean):
     """A switch in a query string: `true` or `false`."""
 
+    @override
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> bool:
         if value not in {"true", "false"}:
             raise self.make_error("invalid")
@@ -177,6 +203,7 @@ class QueryBoolean(fields.Boolean):
 class Id(fields.UUID):
     """An id: a UUID in its canonical lower-case form."""
 
+    @override
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> uuid.UUID:
         if not isinstance(value, str):
             raise self.make_error("invalid_uuid")
@@ -192,10 +219,9 @@ class Timestamp(fields.AwareDateTime):
     default_error_messages = {  # noqa: RUF012 - marshmallow merges this attribute of the classes
         "format": "This must be a time such as 2030-01-31T12:00:00Z.",
     }
-    _RFC3339 = re.compile(
-        r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d{1,6})?([Zz]|[+-]\d\d:\d\d)", re.ASCII
-    )
+    _RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d{1,6})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 
+    @override
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> datetime:
         if not isinstance(value, str) or not self._RFC3339.fullmatch(value):
             raise self.make_error("format")
@@ -204,6 +230,7 @@ class Timestamp(fields.AwareDateTime):
         except (ValueError, OverflowError) as error:
             raise self.make_error("format") from error
 
+    @override
     def _serialize(self, value: datetime | None, attr: str | None, obj: Any, **kwargs: Any) -> str | None:
         return None if value is None else value.astimezone(UTC).isoformat().replace("+00:00", "Z")
 
@@ -219,6 +246,7 @@ class Email(String):
         "email": "This is not an e-mail address.",
     }
 
+    @override
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> str:
         text = super()._deserialize(value, attr, data, **kwargs).strip(" ")
         address = normalize_email(text)
@@ -254,8 +282,12 @@ def page_query(sorts: Mapping[str, Any], **filters: fields.Field[Any]) -> type[S
 
     class PageQuery(Schema):
         limit = QueryInteger(load_default=20, validate=Range(1, 100), metadata={"description": "Page size."})
-        cursor = String(metadata={"description": "`next_cursor` of the page before; keep the other parameters."})
-        include_total = QueryBoolean(load_default=False, metadata={"description": "Count all; slow on long lists."})
+        cursor = String(
+            metadata={"description": "`next_cursor` of the page before; keep the other parameters."}
+        )
+        include_total = QueryBoolean(
+            load_default=False, metadata={"description": "Count all; slow on long lists."}
+        )
         sort = String(
             load_default="-created_at",
             validate=OneOf(choices),
@@ -264,7 +296,9 @@ def page_query(sorts: Mapping[str, Any], **filters: fields.Field[Any]) -> type[S
 
         @post_load
         def gather(self, data: dict[str, Any], **_: Any) -> dict[str, Any]:
-            paging = {name: data.pop(name) for name in ("limit", "cursor", "include_total", "sort") if name in data}
+            paging = {
+                name: data.pop(name) for name in ("limit", "cursor", "include_total", "sort") if name in data
+            }
             bound_to = orjson.dumps(data, default=str, option=orjson.OPT_SORT_KEYS).decode()
             return {"page": PageRequest(bound_to=bound_to, **paging), **data}
 

@@ -1,4 +1,4 @@
-"""Who is calling: roles, the principal of a request, and the decorators that state what a route asks of it."""
+"""Who is calling: roles, the principal of a request, and the decorators that say what a route asks of it."""
 
 import re
 from collections.abc import Callable
@@ -9,9 +9,10 @@ from functools import wraps
 from typing import Any, ParamSpec, Protocol, TypeVar, cast
 from uuid import UUID
 
-from flask import g, request
+from flask import current_app, g, request
 
-from project.errors import AppError, Forbidden, Unauthorized
+from project.errors import Forbidden, Unauthorized
+from project.marks import mark
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -107,14 +108,19 @@ class Principal:
         return cast(Role, self.account.role)
 
 
-# The auth feature registers both: shared code imports no feature.
-_verify_token: Callable[[str], Claims]
-_load_principal: Callable[[Claims], Principal]
+@dataclass(frozen=True)
+class Authenticator:
+    """How a token is verified (or 401), and how its principal is loaded (one query, or 401).
+
+    The auth feature puts it at `app.extensions["authenticator"]`: shared code imports no feature.
+    """
+
+    verify_token: Callable[[str], Claims]
+    load_principal: Callable[[Claims], Principal]
 
 
-def register(*, verify_token: Callable[[str], Claims], load_principal: Callable[[Claims], Principal]) -> None:
-    """Set how a token is verified (raising 401) and how its principal is loaded (one query, or 401)."""
-    globals().update(_verify_token=verify_token, _load_principal=load_principal)
+def _authenticator() -> Authenticator:
+    return cast(Authenticator, current_app.extensions["authenticator"])
 
 
 def _bearer_token() -> str:
@@ -134,10 +140,10 @@ def verified_claims() -> Claims:
     """
     if "claims" not in g:
         try:
-            g.claims = _verify_token(_bearer_token())
+            g.claims = _authenticator().verify_token(_bearer_token())
         except Unauthorized as error:
             g.claims = error
-    if isinstance(g.claims, AppError):
+    if isinstance(g.claims, Unauthorized):
         raise g.claims
     return cast(Claims, g.claims)
 
@@ -155,11 +161,6 @@ def principal() -> Principal:
     return cast(Principal, g.principal)
 
 
-def _mark(view: Callable[P, R], auth: str) -> None:
-    # The OpenAPI document and the structural tests read these marks.
-    cast(Any, view)._apidoc = {**getattr(view, "_apidoc", {}), "auth": auth}
-
-
 def role_required(role: Role) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Ask for an access token of a live session whose account has `role` or more: 401, then 403."""
 
@@ -169,14 +170,13 @@ def role_required(role: Role) -> Callable[[Callable[P, R]], Callable[P, R]]:
             claims = verified_claims()
             if claims.kind is not TokenKind.ACCESS:
                 raise InvalidToken()
-            g.principal = _load_principal(claims)
+            g.principal = _authenticator().load_principal(claims)
             g.user_id = g.principal.id
             if not g.principal.role.covers(role):
                 raise Forbidden()
             return view(*args, **kwargs)
 
-        _mark(guarded, role)
-        return guarded
+        return mark(guarded, auth=role.value)
 
     return decorate
 
@@ -196,13 +196,11 @@ def token_required(*kinds: TokenKind) -> Callable[[Callable[P, R]], Callable[P, 
                 raise InvalidToken()
             return view(*args, **kwargs)
 
-        _mark(guarded, "+".join(kinds))
-        return guarded
+        return mark(guarded, auth="+".join(kinds))
 
     return decorate
 
 
 def public(view: Callable[P, R]) -> Callable[P, R]:
     """State that a route is for everybody; a token sent along is ignored."""
-    _mark(view, "public")
-    return view
+    return mark(view, auth="public")

@@ -9,7 +9,8 @@ from project import audit, mail
 from project.auth.links import InvalidLink, change_user, forget_links, redeem, send_link, send_notice
 from project.auth.models import LinkPurpose
 from project.auth.passwords import check_policy, hash_password, verify_password
-from project.auth.service import InvalidCredentials, end_sessions
+from project.auth.service import InvalidCredentials
+from project.auth.sessions import end_sessions
 from project.database import db, transaction
 from project.errors import Invalid
 from project.jobs import defer, task

@@ -70,7 +70,9 @@ def send_link(user: User, purpose: LinkPurpose, *, to: str, **bound: str | None)
     token = secrets.token_urlsafe(32)
     now = utcnow()
     with transaction():
-        db.session.execute(delete(Link).where(Link.user_id == user.id, Link.purpose == purpose, _is_old(purpose)))
+        db.session.execute(
+            delete(Link).where(Link.user_id == user.id, Link.purpose == purpose, _is_old(purpose))
+        )
         expires_at = now + _LIFETIME[purpose]
         db.session.add(
             Link(user_id=user.id, purpose=purpose, token_hash=_digest(token), expires_at=expires_at, **bound)
@@ -83,7 +85,12 @@ def _is_old(purpose: LinkPurpose) -> Any:
     # address again would disable the link that its owner is about to follow.
     if purpose is not LinkPurpose.VERIFY_EMAIL:
         return Link.id.is_not(None)
-    newest = select(Link.id).where(Link.purpose == purpose).order_by(Link.id.desc()).limit(MAX_LIVE_VERIFICATIONS - 1)
+    newest = (
+        select(Link.id)
+        .where(Link.purpose == purpose)
+        .order_by(Link.id.desc())
+        .limit(MAX_LIVE_VERIFICATIONS - 1)
+    )
     return Link.id.not_in(newest)
 
 
@@ -98,7 +105,7 @@ def redeem(token: str, *purposes: LinkPurpose) -> Link:
         InvalidLink.
     """
     statement = delete(Link).where(Link.token_hash == _digest(token), Link.purpose.in_(purposes))
-    link = db.session.scalar(statement.where(Link.expires_at > utcnow()).returning(Link))
+    link: Link | None = db.session.scalar(statement.where(Link.expires_at > utcnow()).returning(Link))
     if link is None:
         raise InvalidLink()
     return link
@@ -110,8 +117,10 @@ def change_user(user_id: UUID, **values: Any) -> User:
     Raises:
         InvalidLink: the account has been deactivated or erased since.
     """
-    statement = update(User).where(User.id == user_id, User.is_active).values(**values, version=User.version + 1)
-    user = db.session.scalar(statement.returning(User), execution_options={"populate_existing": True})
+    statement = (
+        update(User).where(User.id == user_id, User.is_active).values(**values, version=User.version + 1)
+    )
+    user: User | None = db.session.scalar(statement.returning(User), execution_options={"populate_existing": True})
     if user is None:
         raise InvalidLink()
     return user
@@ -231,7 +240,10 @@ def reset_password(*, token: str, password: str) -> None:
     with transaction():
         link = redeem(token, LinkPurpose.RESET_PASSWORD, LinkPurpose.INVITATION)
         user = change_user(
-            link.user_id, password_hash=password_hash, email_verified=True, session_epoch=User.session_epoch + 1
+            link.user_id,
+            password_hash=password_hash,
+            email_verified=True,
+            session_epoch=User.session_epoch + 1,
         )
         forget_links(user.id)
         audit.record("password_reset", actor_id=user.id, target_type="user", target_id=user.id)
@@ -244,7 +256,7 @@ def send_notice(*, template: str, to: str) -> None:
     mail.send(template, to=to)
 
 
-def invite_user(*, email: str, name: str | None, role: Role, actor_id: UUID) -> User:
+def invite_user(*, email: str, role: Role, actor_id: UUID, name: str | None = None) -> User:
     """Create an account for somebody and mail them a link to set their password.
 
     Raises:

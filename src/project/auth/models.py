@@ -47,7 +47,7 @@ class LinkPurpose(StrEnum):
     """What a one-time link is for."""
 
     VERIFY_EMAIL = "verify_email"
-    RESET_PASSWORD = "reset_password"
+    RESET_PASSWORD = "reset_password"  # noqa: S105 - the name of a purpose
     INVITATION = "invitation"
     CONFIRM_EMAIL = "confirm_email"
 

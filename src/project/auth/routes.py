@@ -4,7 +4,7 @@ from http import HTTPStatus
 from typing import Any
 from uuid import UUID
 
-from project.auth import credentials, links, service, tokens
+from project.auth import credentials, links, service, sessions, tokens
 from project.auth.links import InvalidLink
 from project.auth.models import Session
 from project.auth.passwords import TOO_COMMON, TOO_LONG, TOO_SHORT
@@ -116,7 +116,7 @@ def logout() -> None:
 @blueprint.response(HTTPStatus.OK, SessionOut(many=True))
 def list_sessions(query: dict[str, Any]) -> Page[Session]:
     """List one's own live sessions."""
-    return service.list_sessions(user_id=principal().id, current=principal().session_id, **query)
+    return sessions.list_sessions(user_id=principal().id, current=principal().session_id, **query)
 
 
 @blueprint.delete("/sessions")
@@ -126,7 +126,7 @@ def list_sessions(query: dict[str, Any]) -> Page[Session]:
 @blueprint.response(HTTPStatus.NO_CONTENT)
 def end_sessions(query: dict[str, Any]) -> None:
     """End all of one's own sessions, or with `others=true` all but this one."""
-    service.end_sessions(user_id=principal().id, keep=principal().session_id if query["others"] else None)
+    sessions.end_sessions(user_id=principal().id, keep=principal().session_id if query["others"] else None)
 
 
 @blueprint.delete("/sessions/<uuid:session_id>")
@@ -136,7 +136,7 @@ def end_sessions(query: dict[str, Any]) -> None:
 @blueprint.raises(NotFound)
 def end_session(session_id: UUID) -> None:
     """End one of one's own sessions."""
-    service.end_session(user_id=principal().id, session_id=session_id)
+    sessions.end_session(user_id=principal().id, session_id=session_id)
 
 
 @blueprint.post("/forgot-password")

@@ -1,28 +1,26 @@
-"""Signing in and staying signed in: login, rotation of refresh tokens, sessions, and the principal of a request."""
+"""Signing in, staying signed in and signing out; and the principal of a request."""
 
 import hashlib
 import logging
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, and_, delete, select, update
+from sqlalchemy import and_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from project import audit
 from project.auth.links import send_notice, send_verification
-from project.auth.models import SESSION_SORTS, KnownNetwork, Session
+from project.auth.models import KnownNetwork, Session
 from project.auth.passwords import hash_password, needs_rehash, verify_password
+from project.auth.sessions import KNOWN_NETWORK_LIFETIME, is_alive, revoke
 from project.database import db, transaction, utcnow, uuid7
-from project.errors import NotFound, Unauthorized
+from project.errors import Unauthorized
 from project.jobs import defer
 from project.limits import network, refill, spend
 from project.observability import origin
-from project.pagination import Page, PageRequest, paginate
 from project.security import Claims, Principal, SessionRevoked
 from project.users.models import User
-from project.users.service import on_erase
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +28,6 @@ REFRESH_IDLE = timedelta(days=14)
 SESSION_LIFETIME = timedelta(days=90)
 # A client that lost the answer, or a second tab, may present the token just replaced for this long.
 SUCCESSOR_GRACE = timedelta(seconds=10)
-KNOWN_NETWORK_LIFETIME = timedelta(days=30)
 
 
 class InvalidCredentials(Unauthorized):
@@ -113,7 +110,9 @@ def _open_session(user: User, password: str, client_network: str) -> SignIn:
     admit = (
         update(User)
         .where(User.id == user.id, User.is_active, User.email_verified, User.password_hash == verified_hash)
-        .values(last_login_at=now, password_hash=new_hash, version=User.version + 1, updated_at=User.updated_at)
+        .values(
+            last_login_at=now, password_hash=new_hash, version=User.version + 1, updated_at=User.updated_at
+        )
         .returning(User)
     )
     with transaction():
@@ -153,16 +152,6 @@ def _remember_network(user_id: UUID, client_network: str, now: datetime) -> None
     )
 
 
-def _is_alive(now: datetime) -> ColumnElement[bool]:
-    """Return the condition under which a session joined to its account counts."""
-    return and_(
-        Session.revoked_at.is_(None),
-        Session.expires_at > now,
-        Session.epoch == User.session_epoch,
-        User.is_active,
-    )
-
-
 def load_principal(claims: Claims) -> Principal:
     """Return the caller that an access token points at, in one query: revocation and roles act at once.
 
@@ -172,7 +161,7 @@ def load_principal(claims: Claims) -> Principal:
     user = db.session.scalar(
         select(User)
         .join(Session, Session.user_id == User.id)
-        .where(Session.id == claims.session_id, User.id == claims.user_id, _is_alive(utcnow()))
+        .where(Session.id == claims.session_id, User.id == claims.user_id, is_alive(utcnow()))
     )
     if user is None:
         raise SessionRevoked()
@@ -192,11 +181,14 @@ def refresh(claims: Claims) -> SignIn:
     if found is None:
         raise SessionRevoked()
     session, user = found
-    is_successor_of_claims = session.previous_jti == claims.jti and session.rotated_at is not None
-    if not is_successor_of_claims or session.rotated_at <= utcnow() - SUCCESSOR_GRACE:
+    if session.previous_jti != claims.jti or not _in_grace(session.rotated_at):
         _end_reused(session, user)
         raise TokenReused()
     return SignIn(session, user, fresh=False)
+
+
+def _in_grace(rotated_at: datetime | None) -> bool:
+    return rotated_at is not None and rotated_at > utcnow() - SUCCESSOR_GRACE
 
 
 def _rotate(claims: Claims) -> None:
@@ -206,7 +198,9 @@ def _rotate(claims: Claims) -> None:
     session = db.session.get(Session, claims.session_id)
     if session is None or session.refresh_jti != claims.jti:
         return
-    owner_is_active = select(User.id).where(User.id == claims.user_id, _is_alive(now)).correlate(Session).exists()
+    owner_is_active = (
+        select(User.id).where(User.id == claims.user_id, is_alive(now)).correlate(Session).exists()
+    )
     with transaction():
         db.session.execute(
             update(Session)
@@ -227,7 +221,7 @@ def _find_live_session(claims: Claims) -> tuple[Session, User] | None:
     found = db.session.execute(
         select(Session, User)
         .join(User, User.id == Session.user_id)
-        .where(Session.id == claims.session_id, User.id == claims.user_id, _is_alive(utcnow())),
+        .where(Session.id == claims.session_id, User.id == claims.user_id, is_alive(utcnow())),
         execution_options={"populate_existing": True},
     ).first()
     return (found[0], found[1]) if found else None
@@ -235,19 +229,9 @@ def _find_live_session(claims: Claims) -> tuple[Session, User] | None:
 
 def _end_reused(session: Session, user: User) -> None:
     with transaction():
-        if _revoke("token_reused", Session.id == session.id):
+        if revoke("token_reused", Session.id == session.id):
             audit.record("token_reused", actor_id=user.id, target_type="session", target_id=session.id)
             defer(send_notice, template="sessions_ended", to=user.email)
-
-
-def _revoke(reason: str, *conditions: ColumnElement[bool]) -> int:
-    """Revoke the sessions that are not revoked yet and return how many."""
-    statement = update(Session).where(Session.revoked_at.is_(None), *conditions)
-    result: Any = db.session.execute(
-        statement.values(revoked_at=utcnow(), revoked_reason=reason),
-        execution_options={"synchronize_session": False},
-    )
-    return int(result.rowcount)
 
 
 def logout(claims: Claims) -> None:
@@ -259,55 +243,6 @@ def logout(claims: Claims) -> None:
     if _find_live_session(claims) is None:
         raise SessionRevoked()
     with transaction():
-        if not _revoke("logout", Session.id == claims.session_id):
+        if not revoke("logout", Session.id == claims.session_id):
             raise SessionRevoked()
         audit.record("logout", actor_id=claims.user_id, target_type="session", target_id=claims.session_id)
-
-
-def list_sessions(*, user_id: UUID, current: UUID, page: PageRequest) -> Page[Session]:
-    """Return a page of the account's live sessions."""
-    now = utcnow()
-    statement = (
-        select(Session)
-        .join(User, User.id == Session.user_id)
-        .where(Session.user_id == user_id, Session.refresh_expires_at > now, _is_alive(now))
-    )
-    sessions = paginate(statement, page, sorts=SESSION_SORTS, tiebreaker=Session.id, owner=user_id)
-    for session in sessions:
-        session.current = session.id == current
-    return sessions
-
-
-def end_session(*, user_id: UUID, session_id: UUID) -> None:
-    """End one of the account's own sessions.
-
-    Raises:
-        NotFound: also for another account's.
-    """
-    with transaction():
-        if not _revoke("ended", Session.id == session_id, Session.user_id == user_id):
-            raise NotFound("There is no such session.")
-        audit.record("session_ended", actor_id=user_id, target_type="session", target_id=session_id)
-
-
-def end_sessions(*, user_id: UUID, keep: UUID | None = None, reason: str = "ended") -> None:
-    """End all sessions of an account, or all but one."""
-    with transaction():
-        conditions = [Session.user_id == user_id] + ([Session.id != keep] if keep else [])
-        _revoke(reason, *conditions)
-        audit.record("sessions_ended", actor_id=user_id, target_type="user", target_id=user_id)
-
-
-def purge() -> None:
-    """Delete sessions past their end and networks not signed in from for 30 days (housekeeping)."""
-    now = utcnow()
-    with transaction():
-        db.session.execute(delete(Session).where(Session.expires_at < now))
-        db.session.execute(delete(KnownNetwork).where(KnownNetwork.last_login_at < now - KNOWN_NETWORK_LIFETIME))
-
-
-@on_erase
-def forget_sessions(user_id: UUID) -> None:
-    """Remove where and with what an erased account signed in."""
-    db.session.execute(delete(Session).where(Session.user_id == user_id))
-    db.session.execute(delete(KnownNetwork).where(KnownNetwork.user_id == user_id))

@@ -18,7 +18,7 @@ from project.auth.service import SignIn
 from project.config import settings
 from project.database import uuid7
 from project.extensions import jwt
-from project.security import Claims, InvalidToken, TokenExpired, TokenKind, register
+from project.security import Authenticator, Claims, InvalidToken, TokenExpired, TokenKind
 
 ACCESS_TOKEN_LIFETIME = timedelta(minutes=10)
 ISSUER = "project"
@@ -34,6 +34,7 @@ def init_app(app: Flask) -> None:
     app.config.update(
         JWT_ALGORITHM="HS256",
         JWT_ENCODE_NBF=False,
+        JWT_COOKIE_CSRF_PROTECT=False,  # tokens come in the header alone; else each would carry a csrf claim
         JWT_ENCODE_ISSUER=ISSUER,
         JWT_DECODE_ISSUER=ISSUER,
         JWT_ENCODE_AUDIENCE=AUDIENCE,
@@ -41,7 +42,7 @@ def init_app(app: Flask) -> None:
         JWT_ACCESS_TOKEN_EXPIRES=ACCESS_TOKEN_LIFETIME,
     )
     jwt.init_app(app)
-    register(verify_token=verify, load_principal=service.load_principal)
+    app.extensions["authenticator"] = Authenticator(verify, service.load_principal)
 
 
 @jwt.encode_key_loader
@@ -110,13 +111,21 @@ def verify(token: str) -> Claims:
         return _claims(raw)
     except ExpiredSignatureError as error:
         raise TokenExpired() from error
-    except (PyJWTError, JWTExtendedException, ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
+    except (
+        PyJWTError,
+        JWTExtendedException,
+        ValueError,
+        TypeError,
+        KeyError,
+        OverflowError,
+        RecursionError,
+    ) as error:
         raise InvalidToken() from error
 
 
 def _canonical_payload(token: str) -> bytes:
     segments = token.split(".")
-    if len(token) > MAX_TOKEN_LENGTH or len(segments) != 3:  # noqa: PLR2004 - RFC 7515 §3.1
+    if len(token) > MAX_TOKEN_LENGTH or len(segments) != 3:
         raise ValueError("not a compact JWS")
     decoded = []
     for segment in segments:

@@ -1,7 +1,7 @@
 """HTTP for accounts and the audit log."""
 
 from http import HTTPStatus
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 from project import audit, etags
@@ -31,8 +31,12 @@ from project.users.schemas import (
 )
 from project.users.service import EmailTaken, LastAdmin
 
-blueprint = Blueprint("users", __name__, url_prefix="/users", description="One's own account, and everyone's for staff")
-audit_blueprint = Blueprint("audit", __name__, url_prefix="/audit-events", description="What happened, for admins")
+blueprint = Blueprint(
+    "users", __name__, url_prefix="/users", description="One's own account, and everyone's for staff"
+)
+audit_blueprint = Blueprint(
+    "audit", __name__, url_prefix="/audit-events", description="What happened, for admins"
+)
 
 
 @blueprint.get("/me")
@@ -42,7 +46,7 @@ audit_blueprint = Blueprint("audit", __name__, url_prefix="/audit-events", descr
 @etags.conditional
 def get_me() -> User:
     """Show one's own account."""
-    return principal().account
+    return cast(User, principal().account)
 
 
 @blueprint.patch("/me")
@@ -86,9 +90,9 @@ def list_users(query: dict[str, Any]) -> Page[User]:
 @blueprint.response(HTTPStatus.CREATED, UserOut, location="/v1/users/{0.id}")
 @etags.conditional
 @blueprint.raises(EmailTaken)
-def create_user(data: dict[str, Any]) -> User:
+def create_user(data: dict[str, Any], resumed: User | None) -> User:
     """Create an account and invite its owner by mail to set a password (admins)."""
-    return links.invite_user(actor_id=principal().id, **data)
+    return resumed or links.invite_user(actor_id=principal().id, **data)
 
 
 @blueprint.get("/<uuid:user_id>")

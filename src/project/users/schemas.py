@@ -38,7 +38,9 @@ class MeUpdate(Schema):
 class Erase(Schema):
     """The proof that erasing the account is meant."""
 
-    password = String(required=True, validate=Length(max=1024), metadata={"example": "correct horse battery staple"})
+    password = String(
+        required=True, validate=Length(max=1024), metadata={"example": "correct horse battery staple"}
+    )
 
 
 class UserCreate(Schema):

@@ -5,17 +5,18 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import func, or_, select, update
+from sqlalchemy import or_, select, update
 from sqlalchemy.exc import IntegrityError
 
 from project import audit
 from project.database import db, transaction, utcnow
-from project.etags import Expected, matches
 from project.errors import Conflict, NotFound, PreconditionFailed
-from project.idempotency import attach
+from project.etags import Expected, matches
+from project.idempotency_keys import attach
 from project.pagination import Page, PageRequest, contains, paginate
 from project.security import Role
 from project.users.models import SORTS, User
+
 
 class EmailTaken(Conflict):
     """409: another account has this address."""
@@ -125,9 +126,7 @@ def create_user(
     return user
 
 
-def update_user(
-    user_id: UUID, *, actor_id: UUID | None, expected: Expected = None, **changes: Any
-) -> User:
+def update_user(user_id: UUID, *, actor_id: UUID | None, expected: Expected = None, **changes: Any) -> User:
     """Change name, role or is_active; a deactivated account loses its sessions at once.
 
     `expected` is what the caller's If-Match accepts.
@@ -182,27 +181,28 @@ def erase_user(user_id: UUID, *, actor_id: UUID | None, expected: Expected = Non
 def _apply(user_id: UUID, expected: Expected, values: dict[str, Any]) -> User:
     """Write `values` if the account is there in an expected version, and an administrator remains."""
     may_lose_admin = values.get("role", Role.ADMIN) is not Role.ADMIN or values.get("is_active") is False
-    if may_lose_admin:
-        # Two administrators who demote each other at once would each still see the other: PostgreSQL has to lock
-        # the rows, while SQLite's transaction already is the only writer.
-        admins = select(User.id).where(User.role == Role.ADMIN, User.is_active).order_by(User.id)
-        had_admin = bool(db.session.scalars(admins.with_for_update()).all())
+    had_admin = may_lose_admin and _has_admin()
     statement = update(User).where(User.id == user_id, User.erased_at.is_(None), matches(User, expected))
     if values:
         values = {**values, "version": User.version + 1}
     statement = statement.values(values or {"version": User.version, "updated_at": User.updated_at})
-    user = db.session.scalar(statement.returning(User), execution_options={"populate_existing": True})
+    user: User | None = db.session.scalar(statement.returning(User), execution_options={"populate_existing": True})
     if user is None:
         get_user(user_id)
         raise PreconditionFailed()
-    if may_lose_admin and had_admin and not _has_admin():
+    if had_admin and not _has_admin():
         raise LastAdmin()
     return user
 
 
 def _has_admin() -> bool:
-    admins = select(func.count()).select_from(User).where(User.role == Role.ADMIN, User.is_active)
-    return bool(db.session.scalar(admins))
+    """Tell whether an active administrator is left, and let nobody change that before the transaction ends.
+
+    Two administrators who demote each other at once would each still see the other: PostgreSQL has to lock the
+    rows, while on SQLite the transaction is the only writer anyway.
+    """
+    admins = select(User.id).where(User.role == Role.ADMIN, User.is_active).order_by(User.id)
+    return bool(db.session.scalars(admins.with_for_update()).all())
 
 
 def _action(changes: dict[str, Any]) -> str:
@@ -215,7 +215,10 @@ def _action(changes: dict[str, Any]) -> str:
 
 def _loggable(changes: dict[str, Any]) -> dict[str, Any]:
     # A name is personal data, and the log outlives the account.
-    return {"fields": sorted(changes), **{key: changes[key] for key in ("role", "is_active") if key in changes}}
+    return {
+        "fields": sorted(changes),
+        **{key: changes[key] for key in ("role", "is_active") if key in changes},
+    }
 
 
 def _record(action: str, user_id: UUID, *, actor_id: UUID | None, **data: Any) -> None:

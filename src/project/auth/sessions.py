@@ -1,0 +1,88 @@
+"""Sessions of an account: which are alive, listing and ending them."""
+
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, and_, delete, select, update
+
+from project import audit
+from project.auth.models import SESSION_SORTS, KnownNetwork, Session
+from project.database import db, transaction, utcnow
+from project.errors import NotFound
+from project.pagination import Page, PageRequest, paginate
+from project.users.models import User
+from project.users.service import on_erase
+
+KNOWN_NETWORK_LIFETIME = timedelta(days=30)
+
+
+def is_alive(now: datetime) -> ColumnElement[bool]:
+    """Return the condition under which a session joined to its account counts."""
+    return and_(
+        Session.revoked_at.is_(None),
+        Session.expires_at > now,
+        Session.epoch == User.session_epoch,
+        User.is_active,
+    )
+
+
+def revoke(reason: str, *conditions: ColumnElement[bool]) -> int:
+    """Revoke the sessions that are not revoked yet and return how many."""
+    statement = update(Session).where(Session.revoked_at.is_(None), *conditions)
+    result: Any = db.session.execute(
+        statement.values(revoked_at=utcnow(), revoked_reason=reason),
+        execution_options={"synchronize_session": False},
+    )
+    return int(result.rowcount)
+
+
+def list_sessions(*, user_id: UUID, current: UUID, page: PageRequest) -> Page[Session]:
+    """Return a page of the account's live sessions."""
+    now = utcnow()
+    statement = (
+        select(Session)
+        .join(User, User.id == Session.user_id)
+        .where(Session.user_id == user_id, Session.refresh_expires_at > now, is_alive(now))
+    )
+    sessions = paginate(statement, page, sorts=SESSION_SORTS, tiebreaker=Session.id, owner=user_id)
+    for session in sessions:
+        session.current = session.id == current
+    return sessions
+
+
+def end_session(*, user_id: UUID, session_id: UUID) -> None:
+    """End one of the account's own sessions.
+
+    Raises:
+        NotFound: also for another account's.
+    """
+    with transaction():
+        if not revoke("ended", Session.id == session_id, Session.user_id == user_id):
+            raise NotFound("There is no such session.")
+        audit.record("session_ended", actor_id=user_id, target_type="session", target_id=session_id)
+
+
+def end_sessions(*, user_id: UUID, keep: UUID | None = None, reason: str = "ended") -> None:
+    """End all sessions of an account, or all but one."""
+    with transaction():
+        conditions = [Session.user_id == user_id] + ([Session.id != keep] if keep else [])
+        revoke(reason, *conditions)
+        audit.record("sessions_ended", actor_id=user_id, target_type="user", target_id=user_id)
+
+
+def purge() -> None:
+    """Delete sessions past their end and networks not signed in from for 30 days (housekeeping)."""
+    now = utcnow()
+    with transaction():
+        db.session.execute(delete(Session).where(Session.expires_at < now))
+        db.session.execute(
+            delete(KnownNetwork).where(KnownNetwork.last_login_at < now - KNOWN_NETWORK_LIFETIME)
+        )
+
+
+@on_erase
+def forget_sessions(user_id: UUID) -> None:
+    """Remove where and with what an erased account signed in."""
+    db.session.execute(delete(Session).where(Session.user_id == user_id))
+    db.session.execute(delete(KnownNetwork).where(KnownNetwork.user_id == user_id))
