@@ -200,6 +200,11 @@ def test_if_match_stops_at_any_other_tag(client, method: str, header: str):
     assert client.open("/notes/1", method=method, headers=headers).status_code == 412
 
 
+def test_a_number_that_no_column_holds_never_reaches_the_database():
+    with Flask("etags").test_request_context(headers={"If-Match": f'"{ID.hex}-{10**40}"'}):
+        assert etags.if_match() == frozenset()
+
+
 def test_if_match_comes_before_if_none_match(client):
     headers = {"If-Match": OLD, "If-None-Match": TAG}
     assert client.get("/notes/1", headers=headers).status_code == 412

@@ -1,0 +1,160 @@
+"""Idempotency-Key for routes: run a request once, answer its repetitions with what the first was told."""
+
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Callable
+from functools import wraps
+from http import HTTPStatus
+from typing import Any
+from uuid import UUID
+
+from flask import Response, current_app, request
+from sqlalchemy.exc import SQLAlchemyError
+from werkzeug.exceptions import HTTPException
+
+from project.errors import AppError, BadRequest
+from project.idempotency_keys import (
+    Answer,
+    Claim,
+    IdempotencyInProgress,
+    IdempotencyKeyReused,
+    attach,
+    claim,
+    complete,
+    executing,
+    fail,
+    purge,
+    release,
+)
+from project.json import load_body
+from project.security import principal
+
+__all__ = ["attach", "idempotent", "purge"]
+
+logger = logging.getLogger(__name__)
+
+_KEY = re.compile(r"[\x21-\x7e]{1,255}")
+_KEPT_HEADERS = ("Content-Type", "Location", "ETag")
+# Results of the business, told again to whoever repeats the request; every other refusal leaves the key free.
+_KEPT_REFUSALS = {HTTPStatus.PAYMENT_REQUIRED, HTTPStatus.CONFLICT}
+
+
+class IdempotencyKeyRequired(BadRequest):
+    """400: the operation moves money and the header is missing."""
+
+    code = "idempotency_key_required"
+    message = "This operation needs an Idempotency-Key."
+    cure = "Send a new random `Idempotency-Key`, and the same one when you repeat the request."
+
+
+class IdempotencyKeyInvalid(BadRequest):
+    """400: the header is there and is no key."""
+
+    code = "idempotency_key_invalid"
+    message = "The Idempotency-Key is malformed."
+    cure = "Send one header with 1 to 255 visible ASCII characters, for example a UUID."
+
+
+def idempotent(
+    *, resume: Callable[[UUID], object], required: bool = False
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Run the route once for each key of a user. Stands below the role and above `arguments`.
+
+    The service of the route calls `attach(resource_id)` in the transaction of its effect. The route takes a
+    keyword `resumed`. It is None, unless an earlier request with this key made its resource and then failed
+    or died before the answer was stored: then it is what `resume(resource_id)` returned, and the route
+    answers with it as if it were new: `return resumed or service.create(...)`.
+    """
+
+    def decorate(view: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(view)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            key = _key(required=required)
+            if key is None:
+                return view(*args, resumed=None, **kwargs)
+            claimed = claim(user_id=principal().id, key=key, **_identity())
+            if isinstance(claimed, Answer):
+                return _replay(claimed)
+            return _execute(claimed, view, resume, args, kwargs)
+
+        return _marked(wrapper, required=required)
+
+    return decorate
+
+
+def _key(*, required: bool) -> str | None:
+    header = request.headers.get("Idempotency-Key")
+    if header is None:
+        if required:
+            raise IdempotencyKeyRequired()
+        return None
+    if not _KEY.fullmatch(header):
+        raise IdempotencyKeyInvalid()
+    return header
+
+
+def _identity() -> dict[str, str]:
+    """Return what makes two requests the same: method, path and the parsed body, whatever its spelling."""
+    has_body = request.content_type or request.content_length or "Transfer-Encoding" in request.headers
+    body = load_body(request) if has_body else None
+    canonical = json.dumps([request.method, request.path, body], sort_keys=True, separators=(",", ":"))
+    fingerprint = hashlib.sha256(canonical.encode()).hexdigest()
+    return {"method": request.method, "path": request.path, "fingerprint": fingerprint}
+
+
+def _execute(
+    claimed: Claim,
+    view: Callable[..., Any],
+    resume: Callable[[UUID], object],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Response:
+    try:
+        with executing(claimed):
+            resumed = None if claimed.resource_id is None else resume(claimed.resource_id)
+            response = current_app.make_response(view(*args, resumed=resumed, **kwargs))
+    except Exception as error:
+        status = _status(error)
+        if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            fail(claimed)
+            raise
+        # release() refuses once the effect is committed: what follows is then a result, not a refusal.
+        if status not in _KEPT_REFUSALS and release(claimed):
+            raise
+        response = current_app.make_response(current_app.handle_user_exception(error))
+    _store(claimed, response)
+    return response
+
+
+def _status(error: Exception) -> int:
+    if isinstance(error, AppError):
+        return error.status
+    code = error.code if isinstance(error, HTTPException) else None
+    return code or HTTPStatus.INTERNAL_SERVER_ERROR
+
+
+def _store(claimed: Claim, response: Response) -> None:
+    headers = {name: response.headers[name] for name in _KEPT_HEADERS if name in response.headers}
+    try:
+        complete(claimed, Answer(response.status_code, headers, response.get_data()))
+    except SQLAlchemyError as error:
+        # The effect is committed and the answer is true: an error now would be a lie. A repetition resumes.
+        logger.warning("idempotent_answer_not_stored", extra={"error": type(error).__name__})
+
+
+def _replay(answer: Answer) -> Response:
+    response = Response(answer.body, status=answer.status, headers=answer.headers)
+    response.headers["Idempotent-Replayed"] = "true"
+    return response
+
+
+def _marked(wrapper: Callable[..., Any], *, required: bool) -> Callable[..., Any]:
+    errors = (IdempotencyKeyInvalid, IdempotencyInProgress, IdempotencyKeyReused)
+    wrapper.__dict__["_apidoc"] = {
+        **wrapper.__dict__.get("_apidoc", {}),
+        "idempotent": "required" if required else "accepted",
+        "idempotency_errors": (IdempotencyKeyRequired, *errors) if required else errors,
+    }
+    return wrapper
