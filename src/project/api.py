@@ -55,9 +55,7 @@ KEY: dict[str, Any] = {"minLength": 1, "maxLength": 255, "pattern": "^[!-~]+$"}
 PARAMETERS = {
     "If-Match": _parameter("If-Match", "Change only this version; else 412."),
     "If-None-Match": _parameter("If-None-Match", "The version you have; 304 when it is the current one."),
-    "Idempotency-Key": _parameter(
-        "Idempotency-Key", "A repeated request with the same key runs once.", **KEY
-    ),
+    "Idempotency-Key": _parameter("Idempotency-Key", "A repeated request with the same key runs once.", **KEY),
     "Idempotency-Key-Required": _parameter(
         "Idempotency-Key", "A repeated request with the same key runs once.", required=True, **KEY
     ),
@@ -84,6 +82,12 @@ class Api(flask_smorest.Api):
 
     def _register_responses(self) -> None:
         """Leave the documentation of errors to openapi.py."""
+
+    def _register_etag_headers(self) -> None:
+        """Leave ETags to openapi.py."""
+
+    def _register_pagination_header(self) -> None:
+        """Lists have a cursor instead."""
 
 
 def init_app(app: Flask) -> None:

@@ -12,6 +12,7 @@ from flask_smorest.utils import unpack_tuple_response
 from sqlalchemy import ColumnElement, true, tuple_
 
 from project.errors import PreconditionFailed
+from project.marks import mark
 
 # RFC 9110 §8.8.3: an element of the list, weak or strong; anything else between the commas is no tag.
 _TAG = re.compile(r'(?:^|,)[ \t]*(W/)?"([^"]*)"[ \t]*(?=,|$)')
@@ -87,7 +88,7 @@ def conditional(view: Callable[..., Any]) -> Callable[..., Any]:
                 return Response(status=HTTPStatus.NOT_MODIFIED, headers={"ETag": tag})
         return obj, status, {**(headers or {}), "ETag": tag}
 
-    return _marked(wrapper, "etag")
+    return mark(wrapper, versioned=True)
 
 
 def precondition(view: Callable[..., Any]) -> Callable[..., Any]:
@@ -97,7 +98,7 @@ def precondition(view: Callable[..., Any]) -> Callable[..., Any]:
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         return view(*args, expected=if_match(), **kwargs)
 
-    return _marked(wrapper, "if_match")
+    return mark(wrapper, if_match=True)
 
 
 def _client_has(tag: str) -> bool:
@@ -106,9 +107,3 @@ def _client_has(tag: str) -> bool:
         return True
     # Weak comparison (RFC 9110 §13.1.2): proxies that compress weaken our tag.
     return tag.strip('"') in {opaque for _, opaque in _TAG.findall(header)}
-
-
-def _marked(wrapper: Callable[..., Any], mark: str) -> Callable[..., Any]:
-    # A new dict: the one that wraps() brought along belongs to the view.
-    wrapper.__dict__["_apidoc"] = {**wrapper.__dict__.get("_apidoc", {}), mark: True}
-    return wrapper

@@ -21,7 +21,7 @@ from project.errors import (
 )
 from project.json import InvalidJson
 from project.pagination import InvalidCursor
-from project.schemas import FORMAT, REQUIRED, TYPE, UNKNOWN
+from project.schemas import FORMAT, REQUIRED, TYPE, UNKNOWN, OutSchema
 from project.security import InvalidToken, SessionRevoked, TokenExpired, TokenRequired
 
 _TOKEN_ERRORS = (TokenRequired, TokenExpired, InvalidToken, SessionRevoked)
@@ -30,7 +30,7 @@ _BODY_CODES = (REQUIRED, TYPE, FORMAT, UNKNOWN)
 _envelopes: dict[Any, type[Schema]] = {}
 
 
-class FieldErrorOut(Schema):
+class FieldErrorOut(OutSchema):
     """What is wrong with one field."""
 
     pointer = fields.String(required=True, metadata={"example": "/email"})
@@ -38,7 +38,7 @@ class FieldErrorOut(Schema):
     detail = fields.String(required=True, metadata={"example": "This field is required."})
 
 
-class ProblemOut(Schema):
+class ProblemOut(OutSchema):
     """An error (RFC 9457). Switch on `code`."""
 
     type = fields.String(required=True, metadata={"format": "uri-reference"})
@@ -48,12 +48,10 @@ class ProblemOut(Schema):
     instance = fields.String(required=True, metadata={"format": "uri-reference"})
     code = fields.String(required=True)
     request_id = fields.String(required=True)
-    errors = fields.List(
-        fields.Nested(FieldErrorOut), metadata={"description": "With 422: each wrong field."}
-    )
+    errors = fields.List(fields.Nested(FieldErrorOut), metadata={"description": "With 422: each wrong field."})
 
 
-class MetaOut(Schema):
+class MetaOut(OutSchema):
     """About a page of a list."""
 
     limit = fields.Integer(required=True, metadata={"example": 20})
@@ -70,8 +68,12 @@ def envelope(schema: Schema) -> type[Schema]:
         if schema.many:
             members["meta"] = fields.Nested(MetaOut, required=True)
         name = type(schema).__name__.removesuffix("Out") + ("List" if schema.many else "") + "Envelope"
-        _envelopes[key] = type(name, (Schema,), members)
+        _envelopes[key] = type(name, (OutSchema,), members)
     return _envelopes[key]
+
+
+def _instance(schema: type[Schema] | Schema) -> Schema:
+    return schema() if isinstance(schema, type) else schema
 
 
 def _example(schema: Schema) -> Any:
@@ -96,14 +98,12 @@ def _problem_example(error: type[AppError], field_codes: tuple[str, ...]) -> dic
     }
     if error.status == HTTPStatus.UNPROCESSABLE_ENTITY:
         codes = field_codes or (REQUIRED,)
-        body["errors"] = [
-            {"pointer": "/field", "code": code, "detail": REGISTRY[code].title} for code in codes
-        ]
+        body["errors"] = [{"pointer": "/field", "code": code, "detail": REGISTRY[code].title} for code in codes]
     return body
 
 
-def _errors_of(marks: dict[str, Any]) -> list[type[AppError]]:
-    """List what an operation can refuse with, from the marks its decorators left."""
+def _errors_of(doc: dict[str, Any], marks: dict[str, Any]) -> list[type[AppError]]:
+    """List what an operation can refuse with, from its input and the marks its decorators left."""
     found: list[type[AppError]] = [*marks.get("raises", ()), InternalError, Unavailable]
     if "limit" in marks:
         found.append(RateLimited)
@@ -111,12 +111,12 @@ def _errors_of(marks: dict[str, Any]) -> list[type[AppError]]:
         found += _TOKEN_ERRORS
     if marks.get("auth") in {"staff", "admin"}:
         found.append(Forbidden)
-    locations = {parameter["in"] for parameter in marks.get("arguments", {}).get("parameters", ())}
-    if "json" in locations:
+    if "requestBody" in doc:
         found += _JSON_ERRORS
-    if "query" in locations:
-        found += [Invalid, InvalidCursor]
-    if marks.get("if_match"):
+    for parameter in doc["parameters"]:
+        if parameter["in"] == "query":
+            found += [Invalid, InvalidCursor] if "cursor" in _instance(parameter["schema"]).fields else [Invalid]
+    if marks.get("if_match") or (marks.get("versioned") and "requestBody" not in doc):
         found.append(PreconditionFailed)
     found += marks.get("idempotency_errors", ())
     return list(dict.fromkeys(found))
@@ -130,9 +130,7 @@ def _problem_responses(errors: list[type[AppError]], field_codes: tuple[str, ...
             {
                 "description": error.status.phrase,
                 "headers": {"X-Request-ID": {"$ref": "#/components/headers/X-Request-ID"}},
-                "content": {
-                    PROBLEM_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}, "examples": {}}
-                },
+                "content": {PROBLEM_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}, "examples": {}}},
             },
         )
         examples = response["content"][PROBLEM_TYPE]["examples"]
@@ -159,15 +157,14 @@ def document_operation(doc: dict[str, Any], marks: dict[str, Any], **context: An
         _add_request_example(doc["requestBody"])
         field_codes = (*_BODY_CODES, *field_codes)
     # flask-smorest refers to its own description of a 422; ours comes below.
-    doc["responses"] = {
-        status: found for status, found in doc["responses"].items() if isinstance(found, dict)
-    }
+    doc["responses"] = {status: found for status, found in doc["responses"].items() if isinstance(found, dict)}
     for status, response in doc["responses"].items():
         _add_success_headers(response, marks, int(status))
-    if marks.get("etag") and context["method"] == "get":
+    if marks.get("versioned") and context["method"] == "get":
         doc["responses"]["304"] = {"description": "Not modified", "headers": _refs("ETag", "X-Request-ID")}
-    doc.setdefault("parameters", []).extend(_header_parameters(marks, context["method"]))
-    doc["responses"].update(_problem_responses(_errors_of(marks), field_codes))
+    doc.setdefault("parameters", [])
+    doc["responses"].update(_problem_responses(_errors_of(doc, marks), field_codes))
+    doc["parameters"] += _header_parameters(marks, context["method"])
     return doc
 
 
@@ -179,8 +176,7 @@ def _security(auth: str) -> list[dict[str, list[str]]]:
 
 def _add_request_example(body: dict[str, Any]) -> None:
     for content in body["content"].values():
-        schema = content["schema"]
-        content.setdefault("example", _example(schema() if isinstance(schema, type) else schema))
+        content.setdefault("example", _example(_instance(content["schema"])))
 
 
 def _refs(*names: str) -> dict[str, Any]:
@@ -190,22 +186,20 @@ def _refs(*names: str) -> dict[str, Any]:
 def _add_success_headers(response: dict[str, Any], marks: dict[str, Any], status: int) -> None:
     names = ["X-Request-ID", "RateLimit-Policy", "RateLimit"]
     names += ["Location"] if status == HTTPStatus.CREATED else []
-    names += ["ETag"] if marks.get("etag") else []
-    locations = {parameter["in"] for parameter in marks.get("arguments", {}).get("parameters", ())}
+    names += ["ETag"] if marks.get("versioned") else []
     content = response.get("content", {}).get("application/json")
     if content is not None:
-        schema = content["schema"]
-        members = (schema() if isinstance(schema, type) else schema).fields
+        members = _instance(content["schema"]).fields
         example = {"data": members["data"].metadata["example"]}
         if "meta" in members:
             example["meta"] = {"limit": 20, "next_cursor": None}
-            names += ["Link"] if "query" in locations else []
+            names.append("Link")
         content.setdefault("example", example)
     response["headers"] = {**_refs(*names), **response.get("headers", {})}
 
 
 def _header_parameters(marks: dict[str, Any], method: str) -> list[str]:
-    names = ["If-None-Match"] if marks.get("etag") and method == "get" else []
+    names = ["If-None-Match", "If-Match"] if marks.get("versioned") and method == "get" else []
     names += ["If-Match"] if marks.get("if_match") else []
     names += ["Idempotency-Key"] if marks.get("idempotent") == "accepted" else []
     names += ["Idempotency-Key-Required"] if marks.get("idempotent") == "required" else []

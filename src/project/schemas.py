@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 from email_validator import EmailNotValidError, validate_email
-from marshmallow import RAISE, ValidationError, fields, post_load, validate
+from marshmallow import EXCLUDE, RAISE, ValidationError, fields, post_load, validate
 from marshmallow import Schema as MarshmallowSchema
 from typing_extensions import override
 
@@ -21,33 +21,19 @@ MAX_INT64 = 2**63 - 1
 
 REQUIRED = field_code("required", "This field is required.", "Send the field.")
 NULL = field_code("null_not_allowed", "This field may not be null.", "Send a value or leave the field out.")
-UNKNOWN = field_code(
-    "unknown_field", "There is no such field here.", "Leave the field out; check its spelling."
-)
+UNKNOWN = field_code("unknown_field", "There is no such field here.", "Leave the field out; check its spelling.")
 TYPE = field_code("invalid_type", "The value has the wrong type.", "Send the JSON type of the documentation.")
-FORMAT = field_code(
-    "invalid_format", "The value has the wrong format.", "Send the format of the documentation."
-)
-CHOICE = field_code(
-    "invalid_choice", "The value is not one of the choices.", "Send one of the listed values."
-)
-RANGE = field_code(
-    "out_of_range", "The value is too small or too large.", "Stay within the documented bounds."
-)
-LENGTH = field_code(
-    "invalid_length", "The value is too short or too long.", "Stay within the documented length."
-)
-REPEATED = field_code(
-    "repeated_parameter", "The parameter was sent twice.", "Send each query parameter once."
-)
+FORMAT = field_code("invalid_format", "The value has the wrong format.", "Send the format of the documentation.")
+CHOICE = field_code("invalid_choice", "The value is not one of the choices.", "Send one of the listed values.")
+RANGE = field_code("out_of_range", "The value is too small or too large.", "Stay within the documented bounds.")
+LENGTH = field_code("invalid_length", "The value is too short or too long.", "Stay within the documented length.")
+REPEATED = field_code("repeated_parameter", "The parameter was sent twice.", "Send each query parameter once.")
 CHARACTERS = field_code(
     "invalid_characters",
     "The text has characters that cannot be stored.",
     "Remove NUL and unpaired surrogates.",
 )
-EMAIL = field_code(
-    "invalid_email", "This is not an e-mail address.", "Send one plain address such as ann@example.com."
-)
+EMAIL = field_code("invalid_email", "This is not an e-mail address.", "Send one plain address such as ann@example.com.")
 
 # marshmallow names its own messages; each stands for one of our codes.
 _CODE_OF_MESSAGE = {
@@ -101,9 +87,17 @@ class Schema(MarshmallowSchema):
     def on_bind_field(self, field_name: str, field_obj: Any) -> None:
         """Give each message of a field its code."""
         field_obj.error_messages = {
-            key: Message(text, _CODE_OF_MESSAGE.get(key, FORMAT))
-            for key, text in field_obj.error_messages.items()
+            key: Message(text, _CODE_OF_MESSAGE.get(key, FORMAT)) for key, text in field_obj.error_messages.items()
         }
+
+
+class OutSchema(Schema):
+    """Base of answers. They may gain fields within /v1, so the documentation does not close them."""
+
+    class Meta:
+        """Readers ignore what they do not know."""
+
+        unknown = EXCLUDE
 
 
 def field_errors(messages: Any, pointer: str = "") -> list[FieldError]:
@@ -267,7 +261,7 @@ def normalize_email(text: str) -> str | None:
     return found.ascii_email.lower() if found.ascii_email else None
 
 
-class AcceptedOut(Schema):
+class AcceptedOut(OutSchema):
     """The answer when nothing can be said yet."""
 
     status = fields.String(required=True, metadata={"example": "accepted"})
@@ -282,12 +276,8 @@ def page_query(sorts: Mapping[str, Any], **filters: fields.Field[Any]) -> type[S
 
     class PageQuery(Schema):
         limit = QueryInteger(load_default=20, validate=Range(1, 100), metadata={"description": "Page size."})
-        cursor = String(
-            metadata={"description": "`next_cursor` of the page before; keep the other parameters."}
-        )
-        include_total = QueryBoolean(
-            load_default=False, metadata={"description": "Count all; slow on long lists."}
-        )
+        cursor = String(metadata={"description": "`next_cursor` of the page before; keep the other parameters."})
+        include_total = QueryBoolean(load_default=False, metadata={"description": "Count all; slow on long lists."})
         sort = String(
             load_default="-created_at",
             validate=OneOf(choices),
@@ -296,9 +286,7 @@ def page_query(sorts: Mapping[str, Any], **filters: fields.Field[Any]) -> type[S
 
         @post_load
         def gather(self, data: dict[str, Any], **_: Any) -> dict[str, Any]:
-            paging = {
-                name: data.pop(name) for name in ("limit", "cursor", "include_total", "sort") if name in data
-            }
+            paging = {name: data.pop(name) for name in ("limit", "cursor", "include_total", "sort") if name in data}
             bound_to = orjson.dumps(data, default=str, option=orjson.OPT_SORT_KEYS).decode()
             return {"page": PageRequest(bound_to=bound_to, **paging), **data}
 

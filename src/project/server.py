@@ -30,23 +30,19 @@ def prepare() -> None:
     # The server makes connections of its own, after it has forked.
     db.session.remove()
     db.engine.dispose()
-    click.echo(_welcome(password))
+    click.echo(
+        f"API      {settings.public_url}/v1\n"
+        f"Docs     {settings.public_url}/docs\n"
+        f"Outbox   {settings.outbox} (mails as .eml files)\n"
+        f"Sign in  {_sign_in(password)}"
+    )
 
 
-def _welcome(password: str | None) -> str:
-    lines = [
-        f"API      {settings.public_url}/v1",
-        f"Docs     {settings.public_url}/docs",
-        f"Outbox   {settings.outbox} (mails as .eml files)",
-    ]
-    if password is not None:
-        lines += [
-            f"Sign in  {', '.join(seeds.DEMO_ACCOUNTS)}",
-            f"         password {password} (shown only now)",
-        ]
-    elif not settings.production:
-        lines += ["Sign in  with the demo accounts made on the first run, or register a new one"]
-    return "\n".join(lines)
+def _sign_in(password: str | None) -> str:
+    if settings.production:
+        return "with an account from `flask users create-admin`"
+    accounts = ", ".join(seeds.DEMO_ACCOUNTS)
+    return f"{accounts}\n         password {password or 'as shown on the first run'}"
 
 
 def serve() -> None:

@@ -117,6 +117,4 @@ def create_admin(*, email: str, password: str) -> User:
         Invalid, EmailTaken.
     """
     check_policy(password, pointer="/password", email=email)
-    return users.create_user(
-        email=email, role=Role.ADMIN, password_hash=hash_password(password), email_verified=True
-    )
+    return users.create_user(email=email, role=Role.ADMIN, password_hash=hash_password(password), email_verified=True)

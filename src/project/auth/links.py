@@ -70,9 +70,7 @@ def send_link(user: User, purpose: LinkPurpose, *, to: str, **bound: str | None)
     token = secrets.token_urlsafe(32)
     now = utcnow()
     with transaction():
-        db.session.execute(
-            delete(Link).where(Link.user_id == user.id, Link.purpose == purpose, _is_old(purpose))
-        )
+        db.session.execute(delete(Link).where(Link.user_id == user.id, Link.purpose == purpose, _is_old(purpose)))
         expires_at = now + _LIFETIME[purpose]
         db.session.add(
             Link(user_id=user.id, purpose=purpose, token_hash=_digest(token), expires_at=expires_at, **bound)
@@ -85,12 +83,7 @@ def _is_old(purpose: LinkPurpose) -> Any:
     # address again would disable the link that its owner is about to follow.
     if purpose is not LinkPurpose.VERIFY_EMAIL:
         return Link.id.is_not(None)
-    newest = (
-        select(Link.id)
-        .where(Link.purpose == purpose)
-        .order_by(Link.id.desc())
-        .limit(MAX_LIVE_VERIFICATIONS - 1)
-    )
+    newest = select(Link.id).where(Link.purpose == purpose).order_by(Link.id.desc()).limit(MAX_LIVE_VERIFICATIONS - 1)
     return Link.id.not_in(newest)
 
 
@@ -117,9 +110,7 @@ def change_user(user_id: UUID, **values: Any) -> User:
     Raises:
         InvalidLink: the account has been deactivated or erased since.
     """
-    statement = (
-        update(User).where(User.id == user_id, User.is_active).values(**values, version=User.version + 1)
-    )
+    statement = update(User).where(User.id == user_id, User.is_active).values(**values, version=User.version + 1)
     user: User | None = db.session.scalar(statement.returning(User), execution_options={"populate_existing": True})
     if user is None:
         raise InvalidLink()

@@ -16,12 +16,8 @@ MAX_LENGTH = 256
 MAX_BYTES = 1024
 PRODUCT_NAME = "project"
 
-TOO_SHORT = field_code(
-    "password_too_short", "The password is too short.", f"Use at least {MIN_LENGTH} characters."
-)
-TOO_LONG = field_code(
-    "password_too_long", "The password is too long.", f"Use at most {MAX_LENGTH} characters."
-)
+TOO_SHORT = field_code("password_too_short", "The password is too short.", f"Use at least {MIN_LENGTH} characters.")
+TOO_LONG = field_code("password_too_long", "The password is too long.", f"Use at most {MAX_LENGTH} characters.")
 TOO_COMMON = field_code(
     "password_too_common",
     "The password is easy to guess.",

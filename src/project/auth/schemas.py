@@ -3,7 +3,7 @@
 from marshmallow import fields
 
 from project.auth.models import SESSION_SORTS
-from project.schemas import Boolean, Email, Id, Length, QueryBoolean, Schema, String, Timestamp, page_query
+from project.schemas import Boolean, Email, Id, Length, OutSchema, QueryBoolean, Schema, String, Timestamp, page_query
 from project.users.schemas import UserOut
 
 _EMAIL = {"example": "ann@example.com"}
@@ -71,7 +71,7 @@ class EmailChange(Schema):
     password = _given_password()
 
 
-class TokensOut(Schema):
+class TokensOut(OutSchema):
     """The answer of login and refresh."""
 
     access_token = fields.String(required=True, metadata=_JWT)
@@ -81,7 +81,7 @@ class TokensOut(Schema):
     user = fields.Nested(UserOut, required=True)
 
 
-class SessionOut(Schema):
+class SessionOut(OutSchema):
     """One signed-in device."""
 
     id = Id(required=True, metadata=_ID)

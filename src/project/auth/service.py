@@ -110,9 +110,7 @@ def _open_session(user: User, password: str, client_network: str) -> SignIn:
     admit = (
         update(User)
         .where(User.id == user.id, User.is_active, User.email_verified, User.password_hash == verified_hash)
-        .values(
-            last_login_at=now, password_hash=new_hash, version=User.version + 1, updated_at=User.updated_at
-        )
+        .values(last_login_at=now, password_hash=new_hash, version=User.version + 1, updated_at=User.updated_at)
         .returning(User)
     )
     with transaction():
@@ -198,9 +196,7 @@ def _rotate(claims: Claims) -> None:
     session = db.session.get(Session, claims.session_id)
     if session is None or session.refresh_jti != claims.jti:
         return
-    owner_is_active = (
-        select(User.id).where(User.id == claims.user_id, is_alive(now)).correlate(Session).exists()
-    )
+    owner_is_active = select(User.id).where(User.id == claims.user_id, is_alive(now)).correlate(Session).exists()
     with transaction():
         db.session.execute(
             update(Session)

@@ -76,9 +76,7 @@ def purge() -> None:
     now = utcnow()
     with transaction():
         db.session.execute(delete(Session).where(Session.expires_at < now))
-        db.session.execute(
-            delete(KnownNetwork).where(KnownNetwork.last_login_at < now - KNOWN_NETWORK_LIFETIME)
-        )
+        db.session.execute(delete(KnownNetwork).where(KnownNetwork.last_login_at < now - KNOWN_NETWORK_LIFETIME))
 
 
 @on_erase

@@ -31,12 +31,8 @@ from project.users.schemas import (
 )
 from project.users.service import EmailTaken, LastAdmin
 
-blueprint = Blueprint(
-    "users", __name__, url_prefix="/users", description="One's own account, and everyone's for staff"
-)
-audit_blueprint = Blueprint(
-    "audit", __name__, url_prefix="/audit-events", description="What happened, for admins"
-)
+blueprint = Blueprint("users", __name__, url_prefix="/users", description="One's own account, and everyone's for staff")
+audit_blueprint = Blueprint("audit", __name__, url_prefix="/audit-events", description="What happened, for admins")
 
 
 @blueprint.get("/me")

@@ -3,7 +3,7 @@
 from marshmallow import fields
 
 from project.audit import SORTS as AUDIT_SORTS
-from project.schemas import Boolean, Email, Id, Length, QueryBoolean, Schema, String, Timestamp, page_query
+from project.schemas import Boolean, Email, Id, Length, OutSchema, QueryBoolean, Schema, String, Timestamp, page_query
 from project.security import Role
 from project.users.models import SORTS
 
@@ -11,13 +11,13 @@ _ID = "0190f8e2-5a3b-7c4d-8e9f-0a1b2c3d4e5f"
 _TIME = "2030-01-31T12:00:00.000000Z"
 
 
-class UserOut(Schema):
+class UserOut(OutSchema):
     """An account as its owner, staff and admins see it."""
 
     id = Id(required=True, metadata={"example": _ID})
     email = fields.String(required=True, metadata={"example": "ann@example.com"})
     name = fields.String(required=True, allow_none=True, metadata={"example": "Ann"})
-    role = fields.Enum(Role, required=True, by_value=True, metadata={"example": "user"})
+    role = fields.Enum(Role, required=True, by_value=fields.String, metadata={"example": "user"})
     is_active = Boolean(required=True, metadata={"example": True})
     email_verified = Boolean(required=True, metadata={"example": True})
     created_at = Timestamp(required=True, metadata={"example": _TIME})
@@ -38,9 +38,7 @@ class MeUpdate(Schema):
 class Erase(Schema):
     """The proof that erasing the account is meant."""
 
-    password = String(
-        required=True, validate=Length(max=1024), metadata={"example": "correct horse battery staple"}
-    )
+    password = String(required=True, validate=Length(max=1024), metadata={"example": "correct horse battery staple"})
 
 
 class UserCreate(Schema):
@@ -48,27 +46,27 @@ class UserCreate(Schema):
 
     email = Email(required=True, metadata={"example": "ben@example.com"})
     name = _name()
-    role = fields.Enum(Role, required=True, by_value=True, metadata={"example": "staff"})
+    role = fields.Enum(Role, required=True, by_value=fields.String, metadata={"example": "staff"})
 
 
 class UserUpdate(Schema):
     """What an admin changes about an account."""
 
     name = _name()
-    role = fields.Enum(Role, by_value=True, metadata={"example": "staff"})
+    role = fields.Enum(Role, by_value=fields.String, metadata={"example": "staff"})
     is_active = Boolean(metadata={"example": True})
 
 
 UserQuery = page_query(
     SORTS,
     q=String(validate=Length(1, 200), metadata={"description": "Part of an address or a name."}),
-    role=fields.Enum(Role, by_value=True),
+    role=fields.Enum(Role, by_value=fields.String),
     is_active=QueryBoolean(),
     created_after=Timestamp(),
 )
 
 
-class AuditEventOut(Schema):
+class AuditEventOut(OutSchema):
     """One entry of the audit log."""
 
     id = Id(required=True, metadata={"example": _ID})
