@@ -3,7 +3,6 @@
 import ipaddress
 import logging
 import re
-import sys
 import threading
 import time
 import uuid
@@ -12,7 +11,6 @@ from concurrent.futures import Future, wait
 from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from alembic.script import ScriptDirectory
@@ -94,6 +92,7 @@ def init_app(app: Flask) -> None:
     app.before_request(_begin)
     app.after_request(_finish)
     app.teardown_request(_end)
+    app.log_exception = _log_exception  # type: ignore[method-assign]
     app.wsgi_app = _answer_what_escapes(app)  # type: ignore[assignment, method-assign]
     app.extensions["readiness"] = {}
     readiness_check(app, "database", _database_answers)
@@ -149,33 +148,50 @@ def _end(_error: BaseException | None) -> None:
     _origin.set(g.pop("outer_origin", _NOWHERE))
 
 
+def _log_exception(exc_info: Any) -> None:
+    # Flask's own text contains the path.
+    logger.error("unhandled_error", exc_info=exc_info)
+
+
 def _answer_what_escapes(app: Flask) -> "WSGIApplication":
     """Answer with a problem even when Flask itself fails, as in a teardown; the server would send HTML."""
     inner = app.wsgi_app
 
     def wsgi_app(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+        outer = _origin.get()
+        announced: list[tuple[str, list[tuple[str, str]]]] = []
+
+        def announce(status: str, headers: list[tuple[str, str]], *_exc_info: Any) -> Callable[[bytes], object]:
+            # Flask announces its answer first and ends the request then; the server hears of it when both are done.
+            announced.append((status, headers))
+            return _write_nothing
+
         try:
-            return inner(environ, start_response)
+            body = inner(environ, announce)
         except Exception as error:
             logger.exception("request_failed_outside_handlers")
-            restart = partial(_restart, start_response, sys.exc_info())
-            response: Response | None = None
-            # The same teardown fails again when this context ends.
-            with suppress(Exception), app.request_context(environ):
-                _begin()
-                response = app.process_response(problem_response(InternalError()))
+            response = _last_answer(app, environ)
+            _origin.set(outer)
             if response is None:
                 raise error from None
-            return response(environ, restart)
+            return response(environ, start_response)
+        start_response(*announced[-1])
+        return body
 
     return wsgi_app
 
 
-def _restart(
-    start_response: "StartResponse", exc_info: Any, status: str, headers: list[tuple[str, str]]
-) -> Any:
-    # PEP 3333: with exc_info the headers that were announced, but not sent yet, are replaced.
-    return start_response(status, headers, exc_info)
+def _last_answer(app: Flask, environ: "WSGIEnvironment") -> Response | None:
+    response: Response | None = None
+    # What failed at the end of the request will fail again at the end of this one.
+    with suppress(Exception), app.request_context(environ):
+        _begin()
+        response = app.process_response(problem_response(InternalError()))
+    return response
+
+
+def _write_nothing(_data: bytes) -> None:
+    raise NotImplementedError("Flask returns its answers")
 
 
 def healthz() -> dict[str, Any]:
