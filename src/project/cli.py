@@ -12,9 +12,10 @@ from flask import Flask, current_app
 from flask.cli import AppGroup, ScriptInfo, with_appcontext
 from sqlalchemy.exc import DBAPIError
 
-from project import idempotency, jobs, seeds, server
-from project.auth import credentials, links, sessions
+from project import jobs, seeds, server
+from project.auth import credentials
 from project.errors import AppError
+from project.housekeeping import clean_up
 from project.pagination import PageRequest
 from project.schemas import normalize_email
 from project.security import Role
@@ -142,10 +143,7 @@ def worker(info: ScriptInfo) -> None:
 @reports_errors
 def housekeeping() -> None:
     """Delete what has expired: sessions, links, idempotency keys, jobs that were given up."""
-    sessions.purge()
-    links.purge()
-    idempotency.purge()
-    jobs.forget_failed()
+    clean_up()
     click.echo("Deleted what had expired.")
 
 

@@ -1,0 +1,13 @@
+"""What is deleted when its time is over; runs every hour, and as `flask housekeeping`."""
+
+from project import idempotency_keys, jobs
+from project.auth import links, sessions
+
+
+@jobs.periodic("23 * * * *")
+def clean_up() -> None:
+    """Delete expired sessions, links, known networks and idempotency keys, and jobs given up long ago."""
+    sessions.purge()
+    links.purge()
+    idempotency_keys.purge()
+    jobs.forget_failed()
