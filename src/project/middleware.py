@@ -46,12 +46,14 @@ class _Body:
         if wanted is None:
             return _reading(self._stream.read)
         data = _reading(self._stream.read, wanted) if wanted else b""
-        while self._left is not None and len(data) < wanted:
-            # Less than asked for is allowed; nothing at all is the end.
+        while len(data) < wanted:
+            # A stream may give less than it was asked for; nothing at all is the end.
             more = _reading(self._stream.read, wanted - len(data))
             if not more:
-                raise IncompleteBody()
+                break
             data += more
+        if self._left is not None and len(data) < wanted:
+            raise IncompleteBody()
         self._count(data)
         return data
 
