@@ -193,17 +193,19 @@ def run_worker(app: Flask) -> None:
     """Run jobs in the foreground until SIGTERM or SIGINT, then finish those that are running."""
     with app.app_context():
         local = settings.sqlite
+    logger.info("worker_started")
     if not local:
         worker.run_procrastinate(app, crons=_crons(), tasks=TASKS, run=lambda job: _execute(app, job))
         return
     stop = Event()
     thread = _local_thread(app, stop)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        thread.start()
-        thread.join()
-    except KeyboardInterrupt:
-        _stop(thread, stop, None)
+    # Waited for rather than handled: a handler runs anywhere, also where it must not touch an event.
+    ends = {signal.SIGTERM, signal.SIGINT}
+    signal.pthread_sigmask(signal.SIG_BLOCK, ends)
+    thread.start()
+    signal.sigwait(ends)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ends)  # a second one ends the process at once
+    _stop(thread, stop, None)
 
 
 def _local_thread(app: Flask, stop: Event) -> Thread:

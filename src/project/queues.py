@@ -62,9 +62,7 @@ local_jobs = Table(
     Column("id", Integer, primary_key=True),
     Column("task", String(128)),
     Column("arguments", JSON),
-    Column(
-        "cron", String(128)
-    ),  # set for a periodic task, which has one row that is moved on to its next time
+    Column("cron", String(128)),  # set for a periodic task, which has one row that is moved on to its next time
     Column("run_at", UtcDateTime),
     Column("attempts", Integer),
     Column("locked_until", UtcDateTime),
@@ -78,9 +76,7 @@ class LocalQueue:
 
     def add(self, task: str, arguments: Mapping[str, Any]) -> None:
         """Add a job in the caller's transaction."""
-        db.session.execute(
-            insert(local_jobs).values(task=task, arguments=dict(arguments), run_at=utcnow(), attempts=0)
-        )
+        db.session.execute(insert(local_jobs).values(task=task, arguments=dict(arguments), run_at=utcnow(), attempts=0))
 
     def claim(self) -> Job | None:
         """Take the job that has been due the longest, if there is one, and lock it."""
@@ -92,10 +88,10 @@ class LocalQueue:
             .order_by(local_jobs.c.run_at, local_jobs.c.id)
             .limit(1)
         )
-        # Looking costs no write lock, and mostly there is nothing to do.
-        if db.session.scalar(due) is None:
-            db.session.commit()
-            return None
+        # Looking takes no write lock, and mostly there is nothing to do.
+        with db.engine.connect() as connection:
+            if connection.scalar(due) is None:
+                return None
         claim = (
             update(local_jobs)
             .where(local_jobs.c.id == due.scalar_subquery())
@@ -138,9 +134,7 @@ class LocalQueue:
         """Make the periodic tasks exactly these; a time that was missed while nothing ran is made up for."""
         with transaction():
             for task, cron in crons.items():
-                row = insert(local_jobs).values(
-                    task=task, arguments={}, cron=cron, run_at=_next(cron), attempts=0
-                )
+                row = insert(local_jobs).values(task=task, arguments={}, cron=cron, run_at=_next(cron), attempts=0)
                 changed = local_jobs.c.cron != row.excluded.cron
                 row = row.on_conflict_do_update(
                     index_elements=["task"],
@@ -187,10 +181,8 @@ class ProcrastinateQueue:
         if self._worker is None:
             self._worker = self._call("register_worker")["worker_id"]
         self._call("update_heartbeat", worker_id=self._worker)
-        row = self._call("fetch_job", queues=None, worker_id=self._worker)
-        return (
-            None if row["id"] is None else Job(row["id"], row["task_name"], row["args"], row["attempts"] + 1)
-        )
+        row = self._call("fetch_job", queues=["default"], worker_id=self._worker)
+        return None if row["id"] is None else Job(row["id"], row["task_name"], row["args"], row["attempts"] + 1)
 
     def finish(self, job: Job) -> None:
         """Remove a job that is done."""

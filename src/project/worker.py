@@ -13,6 +13,7 @@ from flask import Flask
 from procrastinate.exceptions import ConnectorException
 from procrastinate.jobs import Job as StoredJob
 from procrastinate.jobs import Status
+from procrastinate.manager import JobManager
 from procrastinate.retry import BaseRetryStrategy, RetryDecision
 from psycopg_pool import PoolTimeout
 
@@ -24,8 +25,8 @@ logger = logging.getLogger(__name__)
 CONCURRENCY = 4
 # Beside the server, which needs the processor too.
 LOCAL_CONCURRENCY = 2
-# Jobs of this process wake the loop; this is for those of other processes and for what is due later.
-LOCAL_POLL_SECONDS = 2
+# New jobs are told of; this is for those that are due later and, on SQLite, for those of other processes.
+POLL_SECONDS = 2
 PAUSE_AFTER_ERROR_SECONDS = 5
 # A worker that was silent for this long is dead, and what it was running runs again.
 HEARTBEAT_SECONDS = 5
@@ -40,9 +41,7 @@ def wake() -> None:
     _wake.set()
 
 
-def run_local(
-    app: Flask, *, crons: Mapping[str, str], run: Callable[[LocalQueue, Job], object], stop: Event
-) -> None:
+def run_local(app: Flask, *, crons: Mapping[str, str], run: Callable[[LocalQueue, Job], object], stop: Event) -> None:
     """Run the jobs of an SQLite database until `stop` is set, then wait for those that are running.
 
     `run` runs one job and notes how it ended; it is called in a thread and without an application context.
@@ -63,16 +62,14 @@ def run_local(
                     queue.renew(running.values())
                     renewed = time.monotonic()
                 while len(running) < LOCAL_CONCURRENCY and (job := queue.claim()):
-                    thread = Thread(
-                        target=_run_one, args=(run, queue, job), name=f"job-{job.id}", daemon=True
-                    )
+                    thread = Thread(target=_run_one, args=(run, queue, job), name=f"job-{job.id}", daemon=True)
                     thread.start()
                     running[thread] = job
         except Exception:
             # The database is locked, full or not migrated yet. What was claimed runs when its lock ends.
             logger.exception("jobs_unavailable")
             stop.wait(PAUSE_AFTER_ERROR_SECONDS)
-        _wake.wait(LOCAL_POLL_SECONDS)
+        _wake.wait(POLL_SECONDS)
     for thread in running:
         thread.join()
 
@@ -112,11 +109,12 @@ async def _serve(queue: procrastinate.App) -> None:
         # Cancelled, the worker takes no more jobs and finishes those it has.
         asyncio.get_running_loop().add_signal_handler(number, main.cancel)
     async with queue.open_async():
-        logger.info("worker_started")
+        await _rescue(queue.job_manager)
         await queue.run_worker_async(
             concurrency=CONCURRENCY,
             delete_jobs="successful",
             install_signal_handlers=False,
+            fetch_job_polling_interval=POLL_SECONDS,
             update_heartbeat_interval=HEARTBEAT_SECONDS,
             stalled_worker_timeout=STALLED_SECONDS,
         )
@@ -137,14 +135,12 @@ def _procrastinate(
 
     for name in tasks:
         register = queue.task(name=name, pass_context=True, retry=False if name in crons else Backoff())
-        task = cast(
-            "procrastinate.tasks.Task[[procrastinate.JobContext, int], None, [int]]", register(run_stored)
-        )
+        task = cast("procrastinate.tasks.Task[[procrastinate.JobContext, int], None, [int]]", register(run_stored))
         if name in crons:
             queue.periodic(cron=crons[name])(task)
-    queue.periodic(cron=EVERY_HALF_MINUTE)(
-        queue.task(name="rescue_stalled", pass_context=True)(rescue_stalled)
-    )
+    # In a queue of its own, from which run_pending takes nothing.
+    rescue = queue.task(name="rescue_stalled", queue="internal", pass_context=True)(rescue_stalled)
+    queue.periodic(cron=EVERY_HALF_MINUTE)(rescue)
     return queue
 
 
@@ -158,15 +154,19 @@ class Backoff(BaseRetryStrategy):
 
 
 async def rescue_stalled(context: procrastinate.JobContext, timestamp: int) -> None:  # noqa: ARG001
-    """Run the jobs of dead workers again, but give up one that was tried often: it may be what kills them."""
-    manager = context.app.job_manager
+    """Run the jobs of dead workers again: the periodic task."""
+    await _rescue(context.app.job_manager)
+
+
+async def _rescue(manager: JobManager) -> None:
     for job in await manager.get_stalled_jobs(seconds_since_heartbeat=STALLED_SECONDS):
         fields = {"task": job.task_name, "job_id": job.id, "attempt": job.attempts + 1}
         try:
-            if next_attempt(job.attempts + 1) is None:
-                await manager.finish_job(job, Status.FAILED, delete_job=False)
-            else:
+            if next_attempt(job.attempts + 1):
                 await manager.retry_job(job)
+            else:
+                # It may be what kills them.
+                await manager.finish_job(job, Status.FAILED, delete_job=False)
         except ConnectorException:
             # Its worker was only slow and has finished it meanwhile.
             logger.info("job_not_stalled", extra=fields)
