@@ -14,7 +14,8 @@ MAX_BODY_BYTES = 256 * 1024
 MAX_DEPTH = 32
 MAX_INTEGER_DIGITS = 19
 _READ_BLOCK = 64 * 1024
-_STRINGS = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
+# Possessive, and the last quote optional: no part of the text is ever looked at twice, whatever is left unclosed.
+_STRINGS = re.compile(r'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 _NOT_BRACKETS = re.compile(r"[^\[\]{}]+")
 
 
