@@ -41,9 +41,7 @@ class IdConverter(UUIDConverter):
 class Parser(FlaskParser):
     """webargs with our loader, our errors, and no unknown or repeated parameter let through."""
 
-    DEFAULT_UNKNOWN_BY_LOCATION: dict[str, str | None] = dict.fromkeys(
-        FlaskParser.DEFAULT_UNKNOWN_BY_LOCATION, RAISE
-    )
+    DEFAULT_UNKNOWN_BY_LOCATION: dict[str, str | None] = dict.fromkeys(FlaskParser.DEFAULT_UNKNOWN_BY_LOCATION, RAISE)
 
     @override
     def load_json(self, req: Request, schema: Schema) -> Any:
@@ -60,9 +58,7 @@ class Parser(FlaskParser):
         repeated = [name for name, values in req.args.lists() if len(values) > 1]
         if repeated:
             raise Invalid(
-                errors=[
-                    FieldError(f"/query/{name}", REPEATED, "Send this parameter once.") for name in repeated
-                ]
+                errors=[FieldError(f"/query/{name}", REPEATED, "Send this parameter once.") for name in repeated]
             )
         return super().load_querystring(req, schema)
 
@@ -95,9 +91,7 @@ class Blueprint(flask_smorest.Blueprint):
         super().__init__(*args, **kwargs)
         self._prepare_doc_cbks.append(document_operation)
 
-    def add_url_rule(
-        self, rule: str, endpoint: str | None = None, view_func: Any = None, **options: Any
-    ) -> None:
+    def add_url_rule(self, rule: str, endpoint: str | None = None, view_func: Any = None, **options: Any) -> None:
         """Register a route; its operationId is the function's name in camelCase."""
         first, *rest = view_func.__name__.split("_")
         operation_id = first + "".join(word.capitalize() for word in rest)

@@ -228,20 +228,15 @@ def _refuse_in_production(read: Reader, settings: Settings) -> None:
         "DEBUG must be off in production": settings.debug or read.flag("TESTING"),
         "DATABASE_URL must be PostgreSQL in production, or set ALLOW_SQLITE_IN_PRODUCTION=1": settings.sqlite
         and not read.flag("ALLOW_SQLITE_IN_PRODUCTION"),
-        "CORS_ORIGINS must be exact origins in production": any(
-            "*" in item for item in settings.cors_origins
-        ),
-        "TRUSTED_HOSTS must be exact names in production": any(
-            "*" in item for item in settings.trusted_hosts
-        ),
+        "CORS_ORIGINS must be exact origins in production": any("*" in item for item in settings.cors_origins),
+        "TRUSTED_HOSTS must be exact names in production": any("*" in item for item in settings.trusted_hosts),
         "RATE_LIMITS must be on in production": not settings.rate_limits,
         "REDIS_URL is required in production when WEB_CONCURRENCY is over 1": not settings.redis_url
         and settings.web_concurrency > 1,
         "PAYMENTS_PROVIDER must not be sandbox in production, or set PAYMENTS_SANDBOX_IN_PRODUCTION=1": (
             settings.payments_provider == "sandbox" and not read.flag("PAYMENTS_SANDBOX_IN_PRODUCTION")
         ),
-        "SECRET_KEY must differ from every key in JWT_SECRET_KEYS": settings.secret_key
-        in settings.jwt_keys.values(),
+        "SECRET_KEY must differ from every key in JWT_SECRET_KEYS": settings.secret_key in settings.jwt_keys.values(),
     }
     for message, refused in refusals.items():
         if refused:
@@ -257,9 +252,7 @@ def flask_config(settings: Settings) -> dict[str, object]:
         "TRUSTED_HOSTS": settings.trusted_hosts,
         "PROPAGATE_EXCEPTIONS": False,
         "SQLALCHEMY_DATABASE_URI": settings.database_url,
-        "SQLALCHEMY_ENGINE_OPTIONS": engine_options(
-            settings.database_url, pool_size=settings.web_threads + 2
-        ),
+        "SQLALCHEMY_ENGINE_OPTIONS": engine_options(settings.database_url, pool_size=settings.web_threads + 2),
         # Always set: the limiter is one object per process and would keep the last application's switch.
         "RATELIMIT_ENABLED": settings.rate_limits,
         "RATELIMIT_STORAGE_URI": settings.redis_url or memory,

@@ -79,9 +79,7 @@ COLUMN_TYPES: dict[Any, Any] = {
 class Base(DeclarativeBase):
     """Base of all models: named constraints, aware times, enumerations stored by value."""
 
-    registry = registry(
-        metadata=MetaData(naming_convention=NAMING_CONVENTION), type_annotation_map=COLUMN_TYPES
-    )
+    registry = registry(metadata=MetaData(naming_convention=NAMING_CONVENTION), type_annotation_map=COLUMN_TYPES)
 
 
 class Record(Base):
