@@ -13,41 +13,25 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from flask_migrate import upgrade
 from procrastinate.schema import migrations_path
 from sqlalchemy import text
 
 from project import jobs
 from project.config import settings
 from project.database import db, transaction
-from project.extensions import migrate
 from project.queues import MAX_ATTEMPTS, LocalQueue
 from tests import job_tasks
-from tests.servers import create_database
-from tests.small_app import BACKENDS, small_app
 
 ROOT = Path(__file__).parent.parent
 SECRET = "canary-ann@example.com"
 
 
-@pytest.fixture(params=BACKENDS)
-def app(request, tmp_path, worker_id):
-    url = ""
-    if request.param == "postgresql":
-        url = create_database(request.getfixturevalue("postgres_url"), f"jobs_{worker_id}")
-    with small_app(tmp_path, database_url=url) as app:
-        migrate.init_app(app, db, directory=str(ROOT / "migrations"))
-        jobs.init_app(app)
-        with app.app_context():
-            upgrade()
-            yield app
-
-
+pytestmark = pytest.mark.usefixtures("session")
 on_sqlite_only = pytest.mark.parametrize("app", ["sqlite"], indirect=True)
 
 
 @pytest.fixture
-def queue(app):
+def queue():
     return LocalQueue()
 
 
