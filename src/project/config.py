@@ -1,6 +1,7 @@
 """Settings: read once from the environment, typed, and refused at start with one line that names the variable."""
 
 import os
+import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import cast
 from urllib.parse import urlsplit
 
 from flask import current_app
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import URL, make_url
 from werkzeug.local import LocalProxy
 
 from project.database import engine_options
@@ -18,6 +19,8 @@ from project.environment import ConfigError, Reader
 
 MIN_SECRET_BYTES = 32
 MIN_DIFFERENT_CHARACTERS = 8
+# What examples say where a secret belongs; nobody should have started with it.
+PLACEHOLDER = re.compile(r"change.?me|replace.?(me|this)|your.?(own|secret|key)|placeholder|example", re.IGNORECASE)
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 
 # A limiter that cannot answer at once is worse than one that counts in the process.
@@ -105,7 +108,7 @@ def load_config(env: Mapping[str, str] = os.environ) -> Settings:
     public_url = read.url("PUBLIC_URL", f"http://127.0.0.1:{port}", "http", "https")
     settings = Settings(
         environment=environment,
-        debug=any(read.flag(name) for name in ("FLASK_DEBUG", "DEBUG")),
+        debug=read.flag("DEBUG") | read.flag("FLASK_DEBUG"),
         data_dir=data_dir,
         database_url=database_url,
         redis_url=_redis_url(read),
@@ -121,24 +124,41 @@ def load_config(env: Mapping[str, str] = os.environ) -> Settings:
         app_url=read.url("APP_URL", "http://localhost:5173"),
         trusted_hosts=read.names("TRUSTED_HOSTS") or [*LOCAL_HOSTS, urlsplit(public_url).hostname or ""],
         proxy_hops=read.integer("PROXY_HOPS", 0, at_most=10),
-        cors_origins=read.names("CORS_ORIGINS", "http://localhost:3000,http://localhost:5173"),
+        cors_origins=read.origins("CORS_ORIGINS", "http://localhost:3000,http://localhost:5173"),
         mail_url=read.url("MAIL_URL", "file://outbox", "file", "smtp", "smtps", "memory"),
         mail_from=read.text("MAIL_FROM", "Project <no-reply@localhost>"),
         payments_provider=_payments_provider(read),
     )
     if settings.production:
         _refuse_in_production(read, settings)
+    if settings.sqlite:
+        name = "DATABASE_URL" if read.text("DATABASE_URL") else "DATA_DIR"
+        _make_directory(name, Path(make_url(database_url).database or "").parent)
     return settings
 
 
 def _database_url(read: Reader, data_dir: Path) -> str:
+    default = URL.create("sqlite", database=str(data_dir / "project.db")).render_as_string()
     expected = "a URL: sqlite:///path or postgresql://user:password@host/name"
-    url = read.parse("DATABASE_URL", f"sqlite:///{data_dir / 'project.db'}", make_url, expected)
-    backend = {"postgres": "postgresql", "sqlite": "sqlite"}.get(url.drivername, url.drivername.split("+")[0])
-    if backend not in {"sqlite", "postgresql"} or (backend == "sqlite" and not url.database):
+    url = read.parse("DATABASE_URL", default, make_url, expected)
+    dialect = url.drivername.partition("+")[0]
+    if dialect in {"postgres", "postgresql"}:
+        return url.set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
+    # In memory each connection would see a database of its own.
+    if dialect != "sqlite" or not url.database or url.database == ":memory:":
         raise ConfigError(f"DATABASE_URL must be {expected}")
-    driver = "sqlite" if backend == "sqlite" else "postgresql+psycopg"
-    return url.set(drivername=driver).render_as_string(hide_password=False)
+    # Absolute, since Flask-SQLAlchemy would look in a folder of its own.
+    return url.set(drivername="sqlite", database=str(Path(url.database).absolute())).render_as_string()
+
+
+def _make_directory(name: str, path: Path) -> None:
+    """Make a directory that files are written to."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        raise ConfigError(f"{name} must be where a directory can be made") from None
+    if not os.access(path, os.W_OK):
+        raise ConfigError(f"{name} must be in a directory that can be written to")
 
 
 def _redis_url(read: Reader) -> str | None:
@@ -190,10 +210,12 @@ def _jwt_keys(read: Reader, environment: Environment, data_dir: Path) -> dict[st
     value = read.text("JWT_SECRET_KEYS")
     if not value and environment is not Environment.PRODUCTION:
         value = f"dev:{_generated(data_dir / 'jwt_secret_key')}"
-    pairs = [item.strip().partition(":") for item in value.split(",")]
-    keys = {kid.strip(): _strong("JWT_SECRET_KEYS", secret.strip()) for kid, _, secret in pairs}
-    if len(keys) != len(pairs) or len(set(keys.values())) != len(pairs) or not all(keys):
-        raise ConfigError("JWT_SECRET_KEYS must be different keys written kid:secret, separated by commas")
+    pairs = [[part.strip() for part in item.split(":", 1)] for item in value.split(",")]
+    if value and not all(len(pair) == 2 and all(pair) for pair in pairs):
+        raise ConfigError("JWT_SECRET_KEYS must be keys written kid:secret, separated by commas")
+    keys = {pair[0]: _strong("JWT_SECRET_KEYS", pair[-1]) for pair in pairs}
+    if not len(set(keys.values())) == len(keys) == len(pairs):
+        raise ConfigError("JWT_SECRET_KEYS must not have a kid or a secret twice")
     return keys
 
 
@@ -202,12 +224,14 @@ def _strong(name: str, value: str) -> str:
         raise ConfigError(f"{name} is required")
     if len(value.encode()) < MIN_SECRET_BYTES or len(set(value)) < MIN_DIFFERENT_CHARACTERS:
         raise ConfigError(f"{name} needs secrets of at least {MIN_SECRET_BYTES} random bytes")
+    if PLACEHOLDER.search(value):
+        raise ConfigError(f"{name} still has the value of an example")
     return value
 
 
 def _generated(path: Path) -> str:
     """Return the development secret kept at `path`, made once even if two processes start together."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_directory("DATA_DIR", path.parent)
     draft = path.with_name(f"{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
     if not path.exists():
         draft.touch(mode=0o600)
@@ -225,7 +249,7 @@ def _generated(path: Path) -> str:
 def _refuse_in_production(read: Reader, settings: Settings) -> None:
     """Refuse what is convenient on a laptop and dangerous in production."""
     refusals = {
-        "DEBUG must be off in production": settings.debug or read.flag("TESTING"),
+        **{f"{name} must be off in production": read.flag(name) for name in ("DEBUG", "FLASK_DEBUG", "TESTING")},
         "DATABASE_URL must be PostgreSQL in production, or set ALLOW_SQLITE_IN_PRODUCTION=1": settings.sqlite
         and not read.flag("ALLOW_SQLITE_IN_PRODUCTION"),
         "CORS_ORIGINS must be exact origins in production": any("*" in item for item in settings.cors_origins),

@@ -2,13 +2,15 @@
 
 from collections.abc import Callable, Mapping
 from typing import TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
-from limits import parse as parse_limit
+from limits import parse_many
 from sqlalchemy.exc import ArgumentError
 
 _TRUE = {"1", "true", "yes", "on"}
 _FALSE = {"0", "false", "no", "off"}
+# In every other scheme, such as those of apps and of files, the host may be missing.
+_NEED_A_HOST = {"http", "https", "redis", "rediss", "smtp", "smtps"}
 
 T = TypeVar("T")
 
@@ -34,8 +36,9 @@ class Reader:
         """Return the converted value, or say what was expected."""
         try:
             return convert(self.text(name, default))
-        except (ValueError, KeyError, ArgumentError) as error:
-            raise ConfigError(f"{name} must be {expected}") from error
+        except (ValueError, KeyError, ArgumentError):
+            # Without its cause, which quotes the value.
+            raise ConfigError(f"{name} must be {expected}") from None
 
     def integer(self, name: str, default: int, *, at_least: int = 0, at_most: int = 65535) -> int:
         """Return a whole number within bounds."""
@@ -53,18 +56,50 @@ class Reader:
 
     def names(self, name: str, default: str = "") -> list[str]:
         """Return a comma-separated list."""
-        return [item.strip() for item in self.text(name, default).split(",") if item.strip()]
+        return _names(self.text(name, default))
+
+    def origins(self, name: str, default: str) -> list[str]:
+        """Return a comma-separated list of web origins as browsers send them; `*` stands for all."""
+        return self.parse(name, default, _origins, "origins such as https://app.example.com, separated by commas")
 
     def limit(self, name: str, default: str) -> str:
         """Return a rate limit in the notation `10/15 minutes`."""
-        value = self.text(name, default)
-        self.parse(name, default, parse_limit, "a limit such as 10/minute")
-        return value
+        return self.parse(name, default, _limit, "a limit such as 10/minute")
 
     def url(self, name: str, default: str, *schemes: str) -> str:
         """Return an absolute URL without a trailing slash; no scheme named means any."""
-        value = self.text(name, default).rstrip("/")
-        scheme = self.parse(name, default, lambda text: urlsplit(text).scheme, "a URL")
-        if not scheme or (schemes and scheme not in schemes):
-            raise ConfigError(f"{name} must be a URL ({', '.join(schemes) or 'with a scheme'})")
-        return value
+        expected = f"a URL ({', '.join(schemes)})" if schemes else "a URL"
+        parts = self.parse(name, default, _split, expected)
+        if schemes and parts.scheme not in schemes:
+            raise ConfigError(f"{name} must be {expected}")
+        value = self.text(name, default)
+        return value.rstrip("/") if parts.netloc else value
+
+
+def _names(text: str) -> list[str]:
+    return [item.strip() for item in text.split(",") if item.strip()]
+
+
+def _origins(text: str) -> list[str]:
+    origins = _names(text)
+    for origin in origins:
+        parts = _split(origin) if origin != "*" else None
+        if parts and origin != f"{parts.scheme}://{parts.netloc}".lower():
+            raise ValueError("it has a path or upper-case letters, and would never match")
+    return origins
+
+
+def _limit(text: str) -> str:
+    [item] = parse_many(text)
+    if not item.amount:
+        raise ValueError("it would let nobody in")
+    return text
+
+
+def _split(text: str) -> SplitResult:
+    parts = urlsplit(text)
+    _ = parts.port  # raises when it is not a number
+    lacks_host = parts.scheme in _NEED_A_HOST and not parts.hostname
+    if not parts.scheme or lacks_host or len(text.split()) != 1:
+        raise ValueError("not an absolute URL")
+    return parts
