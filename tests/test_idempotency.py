@@ -498,6 +498,24 @@ def test_a_request_that_lost_its_key_undoes_its_effect(app, service):
     assert count_things(app) == 1
 
 
+def test_a_request_that_lost_its_key_undoes_its_effect_also_while_its_successor_works(app, service):
+    started, go_on = pause(service, "before")
+    with ThreadPoolExecutor(2) as pool:
+        slow = pool.submit(post, app)
+        assert started.wait(30)
+        let_a_minute_pass(app)
+        successor_started, successor_goes_on = pause(service, "before")
+        successor = pool.submit(post, app)
+        assert successor_started.wait(30)
+        go_on.set()
+        assert slow.result().json["code"] == "idempotency_in_progress"
+        assert count_things(app) == 0
+        successor_goes_on.set()
+        assert successor.result().status_code == 201
+    assert post(app).data == successor.result().data
+    assert count_things(app) == 1
+
+
 def test_a_request_that_lost_its_key_after_its_effect_stores_no_answer(app, service):
     started, go_on = pause(service, "after")
     with ThreadPoolExecutor(1) as pool:
