@@ -5,6 +5,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from functools import wraps
 from typing import Any, ParamSpec, TypeVar, cast
 
 from flask import Flask, Response, request
@@ -25,27 +26,36 @@ logger = logging.getLogger(__name__)
 P = ParamSpec("P")
 R = TypeVar("R")
 
+# Redis tells the end of a window to the nearest second; who waits as long as Retry-After says must get through.
+ROUNDING = 0.5  # seconds
+
 # What services spend from while Redis is away: the same numbers, counted in this process.
 _fallback = FixedWindowRateLimiter(MemoryStorage())
 
 
-def network(ip: str | None) -> str:
-    """Return the network an address belongs to: /24 for IPv4, /64 for IPv6, the usual size of one customer."""
-    if ip is None:
-        return ""
-    address = ipaddress.ip_address(ip)
-    return str(ipaddress.ip_network((ip, 24 if address.version == 4 else 64), strict=False))
+def network(ip: str | None, *, ipv4_bits: int = 24) -> str:
+    """Return the network an address belongs to: /24 for IPv4, /64 for IPv6, the usual size of one customer.
+
+    What is no address, such as the name of a Unix socket's peer, stands for itself.
+    """
+    try:
+        address = ipaddress.ip_address(ip or "")
+    except ValueError:
+        return ip or ""
+    # A server that listens on IPv6 sees clients of IPv4 like this, and all of them would be one network.
+    address = getattr(address, "ipv4_mapped", None) or address
+    bits = ipv4_bits if address.version == 4 else 64
+    return str(ipaddress.ip_network((address.packed, bits), strict=False))
 
 
 def _address() -> str:
-    ip = request.remote_addr or ""
-    # One IPv6 customer has 2^64 addresses, so single ones cannot be counted.
-    return network(ip) if ":" in ip else ip
+    # One IPv6 customer has 2^64 addresses, so single ones cannot be counted; those of IPv4 are scarce.
+    return f"address:{network(request.remote_addr, ipv4_bits=32)}"
 
 
 def _caller() -> str:
     claims = find_claims()
-    return f"user:{claims.user_id}" if claims else f"address:{_address()}"
+    return f"user:{claims.user_id}" if claims else _address()
 
 
 def _is_preflight() -> bool:
@@ -67,7 +77,16 @@ def limit(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
             limited = limiter.limit(value, key_func=_address, exempt_when=_is_preflight)(view)
         else:
             limited = limiter.shared_limit(value, name, key_func=_caller, exempt_when=_is_preflight)(view)
-        return mark(limited, limit=name)
+
+        @wraps(limited)
+        def counted(*args: P.args, **kwargs: P.kwargs) -> R:
+            try:
+                return limited(*args, **kwargs)
+            except StorageError:
+                # Of several requests that find Redis away at once, the limiter lets only the first count in memory.
+                return limited(*args, **kwargs)
+
+        return mark(counted, limit=name)
 
     return decorate
 
@@ -80,7 +99,7 @@ def spend(name: str, *key: str) -> None:
     """
     if settings.rate_limits and not _counted(lambda strategy: strategy.hit(_item(name), name, *key)):
         reset = _counted(lambda strategy: strategy.get_window_stats(_item(name), name, *key)).reset_time
-        raise RateLimited(headers={"Retry-After": str(_seconds_until(reset))})
+        raise RateLimited(headers={"Retry-After": str(_seconds_until(reset + ROUNDING))})
 
 
 def refill(name: str, *key: str) -> None:
@@ -123,7 +142,7 @@ def _add_headers(response: Response, applied: list[tuple[str, RequestLimit]]) ->
     response.headers["RateLimit-Policy"] = ", ".join(policies)
     response.headers["RateLimit"] = ", ".join(states)
     if response.status_code == RateLimited.status and "Retry-After" not in response.headers:
-        waits = [_seconds_until(item.window[0]) for _, item in applied if item.breached]
+        waits = [_seconds_until(item.window[0] + ROUNDING) for _, item in applied if item.breached]
         response.headers["Retry-After"] = str(max(waits, default=1))
 
 
