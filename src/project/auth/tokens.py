@@ -27,6 +27,17 @@ MAX_TOKEN_LENGTH = 2048  # ours have about 500 characters
 
 _REFRESH_CLAIMS = {"iss", "aud", "sub", "sid", "type", "fresh", "iat", "exp", "jti"}
 _CLAIMS = {TokenKind.ACCESS: _REFRESH_CLAIMS | {"role"}, TokenKind.REFRESH: _REFRESH_CLAIMS}
+# What the parsers raise, and claims of whatever type; a time that no clock can show is an OSError or an overflow.
+_NOT_OURS = (
+    PyJWTError,
+    JWTExtendedException,
+    ValueError,
+    TypeError,
+    KeyError,
+    OSError,
+    OverflowError,
+    RecursionError,
+)
 
 
 def init_app(app: Flask) -> None:
@@ -111,15 +122,7 @@ def verify(token: str) -> Claims:
         return _claims(raw)
     except ExpiredSignatureError as error:
         raise TokenExpired() from error
-    except (
-        PyJWTError,
-        JWTExtendedException,
-        ValueError,
-        TypeError,
-        KeyError,
-        OverflowError,
-        RecursionError,
-    ) as error:
+    except _NOT_OURS as error:
         raise InvalidToken() from error
 
 
@@ -153,8 +156,8 @@ def _claims(raw: dict[str, Any]) -> Claims:
     )
 
 
-def _id(text: str) -> UUID:
-    found = UUID(text)
-    if str(found) != text:
+def _id(value: Any) -> UUID:
+    found = UUID(str(value))
+    if str(found) != value:
         raise ValueError("not a canonical UUID")
     return found
