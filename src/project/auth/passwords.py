@@ -12,8 +12,7 @@ from zxcvbn import zxcvbn
 from project.errors import Invalid, Unavailable, field_code
 
 MIN_LENGTH = 12
-MAX_LENGTH = 256
-MAX_BYTES = 1024
+MAX_LENGTH = 256  # code points, so at most 1024 bytes
 PRODUCT_NAME = "project"
 
 TOO_SHORT = field_code("password_too_short", "The password is too short.", f"Use at least {MIN_LENGTH} characters.")
@@ -67,7 +66,7 @@ def check_policy(password: str, *, pointer: str, email: str = "") -> None:
 def _refusal(password: str, email: str) -> str | None:
     if len(password) < MIN_LENGTH:
         return TOO_SHORT
-    if len(password) > MAX_LENGTH or len(password.encode()) > MAX_BYTES:
+    if len(password) > MAX_LENGTH:
         return TOO_LONG
     return TOO_COMMON if _is_guessable(password, email) else None
 
@@ -104,7 +103,7 @@ def verify_password(password: str, password_hash: str | None) -> bool:
             _hasher.verify(password_hash or _DUMMY_HASH, password)
         except (VerificationError, InvalidHashError):
             return False
-    return password_hash is not None
+    return bool(password_hash)
 
 
 def needs_rehash(password_hash: str) -> bool:
