@@ -1,0 +1,86 @@
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import pytest
+from argon2 import PasswordHasher
+from flask import Flask
+
+from project.auth import passwords
+from project.database import db
+from project.mail import Message
+
+
+class CountingHasher(PasswordHasher):
+    """Argon2 that counts its runs, and does something else between a verification and its result."""
+
+    def __init__(self, **parameters: Any) -> None:
+        super().__init__(**parameters)
+        self.hashed = 0
+        self.verified = 0
+        self.meanwhile: Callable[[], object] = lambda: None
+
+    def hash(self, password: str | bytes, *, salt: bytes | None = None) -> str:
+        self.hashed += 1
+        return super().hash(password, salt=salt)
+
+    def verify(self, hash: str | bytes, password: str | bytes) -> Literal[True]:  # noqa: A002 - the library's name
+        self.verified += 1
+        try:
+            return super().verify(hash, password)
+        finally:
+            self.meanwhile()
+
+
+@pytest.fixture
+def hasher(monkeypatch: pytest.MonkeyPatch) -> CountingHasher:
+    """The hasher of the product with its own parameters, counting."""
+    real = passwords._hasher
+    counting = CountingHasher(time_cost=real.time_cost, memory_cost=real.memory_cost, parallelism=real.parallelism)
+    monkeypatch.setattr(passwords, "_hasher", counting)
+    return counting
+
+
+@pytest.fixture
+def quick_hasher(monkeypatch: pytest.MonkeyPatch) -> CountingHasher:
+    """A hasher that costs next to nothing, for tests that try many passwords."""
+    counting = CountingHasher(time_cost=1, memory_cost=8, parallelism=1)
+    monkeypatch.setattr(passwords, "_hasher", counting)
+    monkeypatch.setattr(passwords, "_DUMMY_HASH", counting.hash("a password that nobody has"))
+    return counting
+
+
+@pytest.fixture
+def mailed_token(run_jobs: Callable[[], int], outbox: list[Message]) -> Callable[[str], str]:
+    """Run the jobs that are due and return the token in the newest mail of a template."""
+
+    def find(template: str) -> str:
+        run_jobs()
+        links = [message.context["link"] for message in outbox if message.template == template]
+        return links[-1].partition("#token=")[2]
+
+    return find
+
+
+@pytest.fixture
+def audited(app: Flask) -> Callable[[], list[str]]:
+    """Return the actions in the audit log, the oldest first."""
+
+    def actions() -> list[str]:
+        with app.app_context():
+            return list(db.session.execute(db.text("SELECT action FROM audit_events ORDER BY at, id")).scalars())
+
+    return actions
+
+
+@pytest.fixture
+def calling_from(app: Flask) -> Callable[[str], object]:
+    """Be inside a request from an address, for services that ask where one came from."""
+
+    @contextmanager
+    def request_from(ip: str) -> Iterator[None]:
+        with app.test_request_context(environ_base={"REMOTE_ADDR": ip}):
+            app.preprocess_request()
+            yield
+
+    return request_from
