@@ -426,10 +426,12 @@ def test_a_server_that_is_away_raises(tmp_path):
 def test_a_failing_goodbye_does_not_make_the_mail_look_unsent(tmp_path):
     mailbox = Mailbox()
 
-    async def refuse_quit(_server: SMTP, _session: Session, _envelope: Envelope) -> str:
-        return "451 no"
+    async def hang_up(server: SMTP, _session: Session, _envelope: Envelope) -> str:
+        assert server.transport is not None
+        server.transport.close()
+        return "221 Bye"
 
-    mailbox.handle_QUIT = refuse_quit  # type: ignore[attr-defined]
+    mailbox.handle_QUIT = hang_up  # type: ignore[attr-defined]
     with serving(mailbox) as port, make_app(tmp_path, MAIL_URL=f"smtp://127.0.0.1:{port}"):
         mail.send("password_changed", to="ann@example.com")
     assert len(mailbox.envelopes) == 1
