@@ -253,16 +253,18 @@ def _http_error(error: HTTPException) -> Response:
     if error.response is not None or error.code is None or error.code < HTTPStatus.BAD_REQUEST:
         return error.get_response()  # type: ignore[return-value]  # a redirect, or a response of its own
     kept = {name: value for name, value in error.get_headers() if name in {"Allow", "Retry-After"}}
-    app_error = _BY_STATUS.get(error.code, BadRequest)()
+    other = InternalError if error.code >= HTTPStatus.INTERNAL_SERVER_ERROR else BadRequest
+    app_error = _BY_STATUS.get(error.code, other)()
     app_error.headers.update(kept)
     return problem_response(app_error)
 
 
 def _database_error(error: DBAPIError | PoolTimeout) -> Response:
     """Answer 503 when the database is away, busy or too slow; anything else it says is a bug of ours."""
+    cause = error.orig if isinstance(error, DBAPIError) else error
     connection_lost = isinstance(error, DBAPIError) and error.connection_invalidated
     if connection_lost or isinstance(error, OperationalError | PoolTimeout):
-        logger.warning("database_unavailable", extra={"error": type(error).__name__})
+        logger.warning("database_unavailable", extra={"error": type(cause).__name__})
         return problem_response(Unavailable("The database cannot be reached right now."))
     return _unexpected_error(error)
 

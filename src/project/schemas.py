@@ -181,6 +181,8 @@ class QueryInteger(fields.Integer):
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> int:
         if not re.fullmatch(r"[0-9]{1,19}", value):
             raise self.make_error("invalid")
+        if int(value) > MAX_INT64:
+            raise self.make_error("too_large")
         return int(value)
 
 
