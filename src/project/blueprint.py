@@ -13,12 +13,12 @@ from typing_extensions import override
 from webargs.flaskparser import FlaskParser
 from werkzeug.routing import UUIDConverter
 
-from project.errors import AppError, FieldError, Invalid
+from project.errors import AppError, Invalid
 from project.json import load_body
 from project.marks import mark
 from project.openapi import document_operation, envelope
 from project.pagination import Page, next_link
-from project.schemas import REPEATED, field_errors
+from project.schemas import REPEATED, Message, field_errors
 
 View = TypeVar("View", bound=Callable[..., Any])
 
@@ -55,11 +55,11 @@ class Parser(FlaskParser):
         Raises:
             Invalid: one was sent more than once; which of them counts would be a guess.
         """
-        repeated = [name for name, values in req.args.lists() if len(values) > 1]
+        repeated = {
+            name: Message("Send this parameter once.", REPEATED) for name, values in req.args.lists() if len(values) > 1
+        }
         if repeated:
-            raise Invalid(
-                errors=[FieldError(f"/query/{name}", REPEATED, "Send this parameter once.") for name in repeated]
-            )
+            raise Invalid(errors=field_errors(repeated, _LOCATIONS["query"]))
         return super().load_querystring(req, schema)
 
     @override
