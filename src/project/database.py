@@ -154,20 +154,19 @@ def transaction() -> Iterator[None]:
         yield
         return
     session.commit()  # ends the phase of autocommitted reads; without it the connection's mode could not change
-    session.info["transaction"] = True
-    callbacks: list[Callable[[], None]] = session.info.setdefault("on_commit", [])
+    callbacks: list[Callable[[], None]] = []
+    session.info.update(transaction=True, on_commit=callbacks)
     try:
         _begin_write()
         yield
         session.commit()
     except BaseException:
-        callbacks.clear()
         session.rollback()
         raise
     finally:
         session.info["transaction"] = False
-    while callbacks:
-        callbacks.pop(0)()
+    for callback in callbacks:
+        callback()
 
 
 def _begin_write() -> None:
@@ -178,5 +177,12 @@ def _begin_write() -> None:
 
 
 def on_commit(callback: Callable[[], None]) -> None:
-    """Call `callback` right after the current transaction has committed; never if it does not."""
-    db.session().info.setdefault("on_commit", []).append(callback)
+    """Call `callback` right after the current transaction has committed; never if it does not.
+
+    Raises:
+        RuntimeError: outside `transaction()`.
+    """
+    session = db.session()
+    if not session.info.get("transaction"):
+        raise RuntimeError("on_commit() belongs inside transaction()")
+    session.info["on_commit"].append(callback)
