@@ -105,9 +105,6 @@ ANSWERS = [
 ]
 
 
-# --- security headers -------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(("path", "status"), ANSWERS)
 def test_every_answer_has_the_security_headers(client, path, status):
     response = client(path)
@@ -153,9 +150,6 @@ def test_api_answers_and_json_are_never_stored(client, path, status):
     assert client(path).headers.get("Cache-Control") == (None if stored else "no-store")
 
 
-# --- hosts ------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("path", ["/v1/things", "/v1/nope", "/healthz", "/page"])
 @pytest.mark.parametrize(
     "host", ["evil.example", "localhost.evil.example", "evil-localhost", "localhost@evil.example", "localhost/x", "*"]
@@ -182,9 +176,6 @@ def test_a_missing_host_is_refused(client, path, sent):
 def test_known_hosts_are_served(tmp_path, host):
     client = make_client(tmp_path, PUBLIC_URL="http://api.example.com")
     assert client("/healthz", host=host).status_code == 200
-
-
-# --- CORS -------------------------------------------------------------------------------------------------
 
 
 def allowed(response: TestResponse) -> set[str]:
