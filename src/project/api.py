@@ -53,7 +53,7 @@ def _parameter(name: str, description: str, *, required: bool = False, **schema:
 
 KEY: dict[str, Any] = {"minLength": 1, "maxLength": 255, "pattern": "^[!-~]+$"}
 PARAMETERS = {
-    "If-Match": _parameter("If-Match", "Change only this version; else 412."),
+    "If-Match": _parameter("If-Match", "Go on only if this is the current version; else 412."),
     "If-None-Match": _parameter("If-None-Match", "The version you have; 304 when it is the current one."),
     "Idempotency-Key": _parameter("Idempotency-Key", "A repeated request with the same key runs once.", **KEY),
     "Idempotency-Key-Required": _parameter(
