@@ -1,5 +1,5 @@
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal
 
 import pytest
@@ -74,12 +74,12 @@ def audited(app: Flask) -> Callable[[], list[str]]:
 
 
 @pytest.fixture
-def calling_from(app: Flask) -> Callable[[str], object]:
+def calling_from(app: Flask) -> Callable[..., AbstractContextManager[None]]:
     """Be inside a request from an address, for services that ask where one came from."""
 
     @contextmanager
-    def request_from(ip: str) -> Iterator[None]:
-        with app.test_request_context(environ_base={"REMOTE_ADDR": ip}):
+    def request_from(ip: str, *, user_agent: str = "") -> Iterator[None]:
+        with app.test_request_context(environ_base={"REMOTE_ADDR": ip}, headers={"User-Agent": user_agent}):
             app.preprocess_request()
             yield
 
