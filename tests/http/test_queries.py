@@ -1,0 +1,90 @@
+"""Query parameters over HTTP: what is not documented or not valid is 422, a foreign cursor 400."""
+
+import pytest
+
+from tests.http.client import Account, Api, codes, problem
+
+QUERIES = [
+    *[(f"limit={value}", "limit") for value in ("0", "-1", "101", "1e9", "NaN", "٣", "+5", "5.0", "0x10", "", "1 ")],
+    (f"limit={'9' * 5000}", "limit"),
+    ("limit=5&limit=5", "limit"),
+    ("sort=created_at&sort=email", "sort"),
+    ("sort=password_hash", "sort"),
+    ("sort=--created_at", "sort"),
+    ("sort=", "sort"),
+    ("unknown=1", "unknown"),
+    ("limit[]=1", "limit[]"),
+    ("limit.x=1", "limit.x"),
+    ("Limit=1", "Limit"),
+    ("access_token=abc", "access_token"),
+    ("include_total=1", "include_total"),
+    ("include_total=TRUE", "include_total"),
+    ("role=root", "role"),
+    ("role=USER", "role"),
+    ("is_active=yes", "is_active"),
+    ("q=a%00b", "q"),
+    ("q=", "q"),
+    ("q=" + "x" * 201, "q"),
+    *[
+        (f"created_after={value}", "created_after")
+        for value in (
+            "2030-01-31",
+            "2030-01-31T12:00:00",
+            "2030-02-30T12:00:00Z",
+            "2030-01-31T12:00:60Z",
+            "0000-01-01T00:00:00Z",
+            "0001-01-01T00:00:00%2B01:00",
+            "9999-12-31T23:59:59-01:00",
+            "10000-01-01T00:00:00Z",
+            "-001-01-01T00:00:00Z",
+            "2030-01-31T12:00:00+99:99",
+            "٢٠٣٠-01-31T12:00:00Z",
+            "now",
+            "0",
+        )
+    ],
+]
+
+
+@pytest.mark.parametrize(("query", "name"), QUERIES)
+def test_a_query_that_is_not_valid_is_422_and_says_where(admin: Account, query: str, name: str) -> None:
+    body = problem(admin.api.get(f"/v1/users?{query}"), 422, "validation_error")
+    assert list(codes(body)) == [f"/query/{name}"]
+
+
+@pytest.mark.parametrize("cursor", ["", "x", "AAAA", "ü", "=" * 50, "A" * 5_000, "eyJhIjoxfQ"])
+def test_a_cursor_that_nobody_gave_out_is_400(user: Account, cursor: str) -> None:
+    problem(user.api.get(f"/v1/auth/sessions?cursor={cursor}"), 400, "invalid_cursor")
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "q=%25",
+        "q=_",
+        "q=%5C",
+        "q='; DROP TABLE users; --",
+        "q=(a%2B)%2B$",
+        "created_after=0001-01-01T00:00:00Z",
+        "limit=100",
+    ],
+)
+def test_strange_but_valid_queries_are_answered(admin: Account, query: str) -> None:
+    assert admin.api.get(f"/v1/users?{query}").status_code == 200
+
+
+def test_wildcards_in_a_search_are_ordinary_characters(admin: Account) -> None:
+    assert admin.api.get("/v1/users?q=%25&include_total=true").json()["meta"]["total"] == 0
+
+
+@pytest.mark.parametrize("name", ["fields", "include", "expand", "offset", "page"])
+def test_no_parameter_shows_or_skips_more_than_documented(admin: Account, name: str) -> None:
+    for value in ("", "password_hash", "10"):
+        body = problem(admin.api.get(f"/v1/users?{name}={value}"), 422, "validation_error")
+        assert codes(body) == {f"/query/{name}": "unknown_field"}
+
+
+@pytest.mark.parametrize("accept", ["text/html", "*/*;q=0", "image/webp", "," * 5_000, "x" * 5_000])
+def test_errors_are_problems_whatever_the_client_likes_to_read(anonymous: Api, accept: str) -> None:
+    headers = {"Accept": accept, "Accept-Language": "tlh, *;q=0"}
+    problem(anonymous.get("/v1/users/me", headers=headers), 401, "token_required")
