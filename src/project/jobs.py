@@ -7,6 +7,7 @@ a new task restarts the workers before the servers: on PostgreSQL a worker gives
 
 import atexit
 import inspect
+import json
 import logging
 import os
 import signal
@@ -85,13 +86,13 @@ def defer(function: Callable[..., None], **arguments: Any) -> None:
 
     Raises:
         RuntimeError: outside `transaction()`.
-        TypeError: the task does not take these arguments, or JSON cannot carry them. A UUID arrives as text.
+        TypeError: the task does not take these arguments, or JSON cannot carry them; a UUID arrives as text.
     """
     if not db.session().info.get("transaction"):
         raise RuntimeError("defer() belongs inside transaction()")
     inspect.signature(function).bind(**arguments)
     values = {name: str(value) if isinstance(value, UUID) else value for name, value in arguments.items()}
-    current_queue().add(TASKS[_name(function)].name, values)
+    current_queue().add(TASKS[_name(function)].name, json.dumps(values, allow_nan=False))
     on_commit(worker.wake)
 
 

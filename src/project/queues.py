@@ -9,7 +9,6 @@ from typing import Any
 from croniter import croniter  # type: ignore[import-untyped]
 from procrastinate import sql
 from sqlalchemy import (
-    JSON,
     Column,
     Integer,
     MetaData,
@@ -61,7 +60,7 @@ local_jobs = Table(
     MetaData(),
     Column("id", Integer, primary_key=True),
     Column("task", String(128)),
-    Column("arguments", JSON),
+    Column("arguments", String),  # JSON
     Column("cron", String(128)),  # set for a periodic task, which has one row that is moved on to its next time
     Column("run_at", UtcDateTime),
     Column("attempts", Integer),
@@ -74,9 +73,9 @@ local_jobs = Table(
 class LocalQueue:
     """The jobs of an SQLite database, run by threads of the processes that use it."""
 
-    def add(self, task: str, arguments: Mapping[str, Any]) -> None:
-        """Add a job in the caller's transaction."""
-        db.session.execute(insert(local_jobs).values(task=task, arguments=dict(arguments), run_at=utcnow(), attempts=0))
+    def add(self, task: str, arguments: str) -> None:
+        """Add a job in the caller's transaction; `arguments` is JSON."""
+        db.session.execute(insert(local_jobs).values(task=task, arguments=arguments, run_at=utcnow(), attempts=0))
 
     def claim(self) -> Job | None:
         """Take the job that has been due the longest, if there is one, and lock it."""
@@ -100,7 +99,7 @@ class LocalQueue:
         )
         with transaction():
             row = db.session.execute(claim).mappings().one_or_none()
-        return Job(row["id"], row["task"], row["arguments"], row["attempts"]) if row else None
+        return Job(row["id"], row["task"], json.loads(row["arguments"]), row["attempts"]) if row else None
 
     def renew(self, jobs: Collection[Job]) -> None:
         """Keep the locks of jobs that are still running."""
@@ -134,7 +133,7 @@ class LocalQueue:
         """Make the periodic tasks exactly these; a time that was missed while nothing ran is made up for."""
         with transaction():
             for task, cron in crons.items():
-                row = insert(local_jobs).values(task=task, arguments={}, cron=cron, run_at=_next(cron), attempts=0)
+                row = insert(local_jobs).values(task=task, arguments="{}", cron=cron, run_at=_next(cron), attempts=0)
                 changed = local_jobs.c.cron != row.excluded.cron
                 row = row.on_conflict_do_update(
                     index_elements=["task"],
@@ -170,11 +169,11 @@ class ProcrastinateQueue:
     def __init__(self) -> None:
         self._worker: int | None = None
 
-    def add(self, task: str, arguments: Mapping[str, Any]) -> None:
-        """Add a job in the caller's transaction."""
+    def add(self, task: str, arguments: str) -> None:
+        """Add a job in the caller's transaction; `arguments` is JSON."""
         job = "ROW('default', :task, 0, NULL, NULL, CAST(:arguments AS jsonb), NULL)"
         statement = f"SELECT procrastinate_defer_jobs_v1(ARRAY[{job}::procrastinate_job_to_defer_v1])"
-        db.session.execute(text(statement), {"task": task, "arguments": json.dumps(arguments)})
+        db.session.execute(text(statement), {"task": task, "arguments": arguments})
 
     def claim(self) -> Job | None:
         """Take the first job that is due, if there is one."""

@@ -17,7 +17,7 @@ from procrastinate.manager import JobManager
 from procrastinate.retry import BaseRetryStrategy, RetryDecision
 from psycopg_pool import PoolTimeout
 
-from project.database import db
+from project.database import CONNECT_TIMEOUT_SECONDS, db
 from project.queues import LOCK, Job, LocalQueue, next_attempt
 
 logger = logging.getLogger(__name__)
@@ -31,6 +31,8 @@ PAUSE_AFTER_ERROR_SECONDS = 5
 # A worker that was silent for this long is dead, and what it was running runs again.
 HEARTBEAT_SECONDS = 5
 STALLED_SECONDS = 20
+# The last time of a periodic task that was missed while no worker ran is made up for, unless it is older.
+MADE_UP_FOR_SECONDS = 24 * 60 * 60
 EVERY_HALF_MINUTE = "* * * * * */30"
 
 _wake = Event()
@@ -123,11 +125,13 @@ async def _serve(queue: procrastinate.App) -> None:
 def _procrastinate(
     app: Flask, *, crons: Mapping[str, str], tasks: Iterable[str], run: Callable[[Job], None]
 ) -> procrastinate.App:
-    """Make the library's application: our tasks by name, and connections like those of our engine."""
+    """Make the library's application: our tasks by name, and connections to the database of our engine."""
     with app.app_context():
         _, options = db.engine.dialect.create_connect_args(db.engine.url)
+    # Without these a database that falls silent would keep the worker waiting for hours.
+    options.update(connect_timeout=CONNECT_TIMEOUT_SECONDS, tcp_user_timeout=STALLED_SECONDS * 1000)
     connector = procrastinate.PsycopgConnector(kwargs=options, min_size=1, max_size=CONCURRENCY)
-    queue = procrastinate.App(connector=connector)
+    queue = procrastinate.App(connector=connector, periodic_defaults={"max_delay": MADE_UP_FOR_SECONDS})
 
     def run_stored(context: procrastinate.JobContext, /, **arguments: Any) -> None:
         job = context.job
