@@ -161,10 +161,9 @@ def start() -> None:
 @reports_errors
 def write_openapi(path: Path, check: bool) -> None:
     """Write the OpenAPI document to a file (docs/openapi.json)."""
-    text = orjson.dumps(
-        current_app.extensions["openapi"], option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE
-    )
+    text = orjson.dumps(current_app.extensions["openapi"], option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
     if not check:
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(text)
         click.echo(f"Wrote {path}.")
     elif not path.exists() or path.read_bytes() != text:
