@@ -93,23 +93,28 @@ def run_procrastinate(
     `run` runs one job; it is called in a thread and without an application context. A worker that has lost
     the database starts again, and what it was running is rescued like the jobs of a dead one.
     """
-    while True:
+    stop = Event()
+    while not stop.is_set():
         try:
-            asyncio.run(_serve(_procrastinate(app, crons=crons, tasks=tasks, run=run)))
+            asyncio.run(_serve(_procrastinate(app, crons=crons, tasks=tasks, run=run), stop))
         except asyncio.CancelledError:
-            return
+            continue
         except (ConnectorException, PoolTimeout):
             logger.exception("worker_lost_database")
         else:
             logger.error("worker_lost_database")
-        time.sleep(PAUSE_AFTER_ERROR_SECONDS)
+        stop.wait(PAUSE_AFTER_ERROR_SECONDS)
 
 
-async def _serve(queue: procrastinate.App) -> None:
+async def _serve(queue: procrastinate.App, stop: Event) -> None:
     main = cast("asyncio.Task[None]", asyncio.current_task())
+
+    def end() -> None:
+        stop.set()
+        main.cancel()  # the worker then takes no more jobs and finishes those it has
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        # Cancelled, the worker takes no more jobs and finishes those it has.
-        asyncio.get_running_loop().add_signal_handler(number, main.cancel)
+        asyncio.get_running_loop().add_signal_handler(number, end)
     async with queue.open_async():
         await _rescue(queue.job_manager)
         await queue.run_worker_async(
@@ -130,7 +135,9 @@ def _procrastinate(
         _, options = db.engine.dialect.create_connect_args(db.engine.url)
     # Without these a database that falls silent would keep the worker waiting for hours.
     options.update(connect_timeout=CONNECT_TIMEOUT_SECONDS, tcp_user_timeout=STALLED_SECONDS * 1000)
-    connector = procrastinate.PsycopgConnector(kwargs=options, min_size=1, max_size=CONCURRENCY)
+    connector = procrastinate.PsycopgConnector(
+        kwargs=options, min_size=1, max_size=CONCURRENCY, timeout=PAUSE_AFTER_ERROR_SECONDS
+    )
     queue = procrastinate.App(connector=connector, periodic_defaults={"max_delay": MADE_UP_FOR_SECONDS})
 
     def run_stored(context: procrastinate.JobContext, /, **arguments: Any) -> None:
