@@ -6,7 +6,15 @@ from sqlalchemy import update
 from sqlalchemy.exc import IntegrityError
 
 from project import audit, mail
-from project.auth.links import InvalidLink, change_user, forget_links, redeem, send_link, send_notice
+from project.auth.links import (
+    InvalidLink,
+    change_user,
+    forget_links,
+    mailbox_has_room,
+    redeem,
+    send_link,
+    send_notice,
+)
 from project.auth.models import LinkPurpose
 from project.auth.passwords import check_policy, hash_password, verify_password
 from project.auth.service import InvalidCredentials
@@ -64,10 +72,12 @@ def request_email_change(caller: Principal, *, new_email: str, password: str) ->
         Invalid, RateLimited.
     """
     user = _require_password(caller, password, pointer="/password")
+    has_room = mailbox_has_room(new_email)
     with transaction():
         audit.record("email_change_requested", actor_id=user.id, target_type="user", target_id=user.id)
         defer(send_notice, template="email_change_requested", to=user.email)
-        defer(send_confirmation, user_id=user.id, new_email=new_email)
+        if has_room:
+            defer(send_confirmation, user_id=user.id, new_email=new_email)
 
 
 @task

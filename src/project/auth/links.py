@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import ColumnElement, Select, delete, select, update
 
 from project import audit, mail
 from project.auth.models import Link, LinkPurpose
@@ -55,22 +55,28 @@ class AlreadyVerified(Conflict):
     cure = "Its owner can sign in, or use /v1/auth/forgot-password."
 
 
-def _defer_mail(job: Any, *, to: str, **arguments: Any) -> None:
-    """Defer a job that mails somebody, unless their mailbox has had enough: the answer is the same."""
+def mailbox_has_room(to: str) -> bool:
+    """Count a mail to an address that anybody may name, and tell whether its mailbox has not had enough."""
     try:
         spend("mailbox", hashlib.sha256(to.encode()).hexdigest()[:32])
     except RateLimited:
-        return
-    with transaction():
-        defer(job, **arguments)
+        return False
+    return True
+
+
+def _defer_mail(job: Any, *, to: str, **arguments: Any) -> None:
+    # The answer is the same without the mail.
+    if mailbox_has_room(to):
+        with transaction():
+            defer(job, **arguments)
 
 
 def send_link(user: User, purpose: LinkPurpose, *, to: str, **bound: str | None) -> None:
-    """Make a one-time token, store its hash, and mail it. A job that runs twice sends two, of which both work."""
+    """Make a one-time token, store its hash, and mail it. A job that runs twice mails two; the newest works."""
     token = secrets.token_urlsafe(32)
     now = utcnow()
     with transaction():
-        db.session.execute(delete(Link).where(Link.user_id == user.id, Link.purpose == purpose, _is_old(purpose)))
+        db.session.execute(delete(Link).where(Link.id.in_(_replaced(user.id, purpose))))
         expires_at = now + _LIFETIME[purpose]
         db.session.add(
             Link(user_id=user.id, purpose=purpose, token_hash=_digest(token), expires_at=expires_at, **bound)
@@ -78,13 +84,15 @@ def send_link(user: User, purpose: LinkPurpose, *, to: str, **bound: str | None)
     mail.send(purpose.value, to=to, link=mail.app_link(_PATH[purpose], token))
 
 
-def _is_old(purpose: LinkPurpose) -> Any:
-    # The newest link replaces the ones before it. Not so for verifications: else a stranger who registers the
-    # address again would disable the link that its owner is about to follow.
-    if purpose is not LinkPurpose.VERIFY_EMAIL:
-        return Link.id.is_not(None)
-    newest = select(Link.id).where(Link.purpose == purpose).order_by(Link.id.desc()).limit(MAX_LIVE_VERIFICATIONS - 1)
-    return Link.id.not_in(newest)
+def _replaced(user_id: UUID, purpose: LinkPurpose) -> Select[UUID]:
+    """Select the links that a new one replaces: all before it.
+
+    Not so for verifications: else a stranger who registers the address again would disable the link that its owner
+    is about to follow.
+    """
+    kept = MAX_LIVE_VERIFICATIONS - 1 if purpose is LinkPurpose.VERIFY_EMAIL else 0
+    same = select(Link.id).where(Link.user_id == user_id, Link.purpose == purpose)
+    return same.order_by(Link.id.desc()).offset(kept)
 
 
 def _digest(token: str) -> str:
@@ -104,13 +112,14 @@ def redeem(token: str, *purposes: LinkPurpose) -> Link:
     return link
 
 
-def change_user(user_id: UUID, **values: Any) -> User:
+def change_user(user_id: UUID, *conditions: ColumnElement[bool], **values: Any) -> User:
     """Write to the account of a link that was just redeemed.
 
     Raises:
-        InvalidLink: the account has been deactivated or erased since.
+        InvalidLink: the account has been deactivated or erased since, or does not meet a condition.
     """
-    statement = update(User).where(User.id == user_id, User.is_active).values(**values, version=User.version + 1)
+    changeable = update(User).where(User.id == user_id, User.is_active, *conditions)
+    statement = changeable.values(**values, version=User.version + 1)
     user: User | None = db.session.scalar(statement.returning(User), execution_options={"populate_existing": True})
     if user is None:
         raise InvalidLink()
@@ -145,9 +154,7 @@ def register(*, email: str, password: str, name: str | None = None) -> None:
 @task
 def complete_registration(*, email: str, name: str | None, password_hash: str) -> None:
     """Create the unverified account and mail its link, or tell the owner of the account that there is one."""
-    user = users.find_by_email(email)
-    if user is None:
-        user = users.create_user(email=email, name=name, password_hash=password_hash)
+    user = _find_or_create(email, name, password_hash)
     if user.email_verified or not user.is_active:
         mail.send("already_registered", to=email)
     elif user.password_hash is None:
@@ -158,6 +165,16 @@ def complete_registration(*, email: str, name: str | None, password_hash: str) -
         send_link(user, LinkPurpose.VERIFY_EMAIL, to=email, password_hash=password_hash)
 
 
+def _find_or_create(email: str, name: str | None, password_hash: str) -> User:
+    user = users.find_by_email(email)
+    if user is not None:
+        return user
+    try:
+        return users.create_user(email=email, name=name, password_hash=password_hash)
+    except users.EmailTaken:  # by a registration that ran at the same time
+        return users.get_by_email(email)
+
+
 def _change_unverified(user: User, password_hash: str) -> None:
     statement = update(User).where(User.id == user.id, User.email_verified.is_(False))
     with transaction():
@@ -166,27 +183,19 @@ def _change_unverified(user: User, password_hash: str) -> None:
 
 def resend_verification(*, email: str) -> None:
     """Mail a new verification link if there is an account that waits for one."""
-    _defer_mail(send_verification_to, to=email, email=email)
+    _defer_mail(send_verification, to=email, email=email)
 
 
 @task
-def send_verification_to(*, email: str) -> None:
-    """Mail a verification link to an address whose account waits for one."""
+def send_verification(*, email: str) -> None:
+    """Mail a verification link, if an account waits for one; it confirms the password that the account has now."""
     user = users.find_by_email(email)
-    if user is not None:
-        send_verification(user_id=str(user.id))
-
-
-@task
-def send_verification(*, user_id: str) -> None:
-    """Mail a verification link; it confirms the password that the account has now."""
-    user = users.find_user(UUID(user_id))
-    if user is None or user.email is None or user.email_verified or not user.is_active:
+    if user is None or user.email_verified or not user.is_active:
         return
     if user.password_hash is None:
-        send_link(user, LinkPurpose.INVITATION, to=user.email)
+        send_link(user, LinkPurpose.INVITATION, to=email)
     else:
-        send_link(user, LinkPurpose.VERIFY_EMAIL, to=user.email, password_hash=user.password_hash)
+        send_link(user, LinkPurpose.VERIFY_EMAIL, to=email, password_hash=user.password_hash)
 
 
 def verify_email(*, token: str) -> User:
@@ -197,7 +206,9 @@ def verify_email(*, token: str) -> User:
     """
     with transaction():
         link = redeem(token, LinkPurpose.VERIFY_EMAIL)
-        user = change_user(link.user_id, email_verified=True, password_hash=link.password_hash)
+        # Once confirmed, an account's password is its owner's: no link that was left over may replace it.
+        waits = User.email_verified.is_(False)
+        user = change_user(link.user_id, waits, email_verified=True, password_hash=link.password_hash)
         forget_links(user.id)
         audit.record("email_verified", actor_id=user.id, target_type="user", target_id=user.id)
     return user

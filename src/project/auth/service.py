@@ -10,7 +10,7 @@ from sqlalchemy import and_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from project import audit
-from project.auth.links import send_notice, send_verification
+from project.auth.links import resend_verification, send_notice
 from project.auth.models import KnownNetwork, Session
 from project.auth.passwords import hash_password, needs_rehash, verify_password
 from project.auth.sessions import KNOWN_NETWORK_LIFETIME, is_alive, revoke
@@ -69,8 +69,7 @@ def login(*, email: str, password: str) -> SignIn:
         logger.info("login_refused")
         raise InvalidCredentials()
     if not user.email_verified:
-        with transaction():
-            defer(send_verification, user_id=user.id)
+        resend_verification(email=email)
         raise InvalidCredentials()
     sign_in = _open_session(user, password, client_network)
     refill("login_network", *_attempt_key(email, client_network, known=known))
