@@ -9,6 +9,7 @@ from flask import Flask
 from project.auth import passwords
 from project.database import db
 from project.mail import Message
+from tests import factories
 
 
 class CountingHasher(PasswordHasher):
@@ -44,6 +45,7 @@ def hasher(monkeypatch: pytest.MonkeyPatch) -> CountingHasher:
 @pytest.fixture
 def quick_hasher(monkeypatch: pytest.MonkeyPatch) -> CountingHasher:
     """A hasher that costs next to nothing, for tests that try many passwords."""
+    factories.password_hash()  # kept for all tests, so not to be made with this one
     counting = CountingHasher(time_cost=1, memory_cost=8, parallelism=1)
     monkeypatch.setattr(passwords, "_hasher", counting)
     monkeypatch.setattr(passwords, "_DUMMY_HASH", counting.hash("a password that nobody has"))
@@ -60,6 +62,17 @@ def mailed_token(run_jobs: Callable[[], int], outbox: list[Message]) -> Callable
         return links[-1].partition("#token=")[2]
 
     return find
+
+
+@pytest.fixture
+def sent(run_jobs: Callable[[], int], outbox: list[Message]) -> Callable[[], list[tuple[str, str]]]:
+    """Run the jobs that are due and return all that was mailed, as template and address."""
+
+    def mails() -> list[tuple[str, str]]:
+        run_jobs()
+        return [(message.template, message.to) for message in outbox]
+
+    return mails
 
 
 @pytest.fixture

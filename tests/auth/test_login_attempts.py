@@ -6,9 +6,9 @@ from project.auth import service
 from project.auth.service import InvalidCredentials
 from project.database import transaction
 from project.errors import RateLimited
+from tests.auth.asking import ANN
 from tests.factories import PASSWORD, make_user
 
-ANN = "ann@example.com"
 OWNER = "203.0.113.7"
 MINUTES = 60
 

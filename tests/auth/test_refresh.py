@@ -12,10 +12,9 @@ from project.auth.service import SignIn, TokenReused
 from project.database import db
 from project.security import Role, SessionRevoked, TokenExpired
 from project.users import service as users
+from tests.auth.asking import ANN
 from tests.auth.forgery import claims_of
 from tests.factories import make_session, make_user
-
-ANN = "ann@example.com"
 
 
 @pytest.fixture

@@ -13,21 +13,10 @@ from project.errors import NotFound
 from project.pagination import PageRequest
 from project.security import Claims, Role, SessionRevoked, TokenKind
 from project.users import service as users
+from tests.auth.asking import claims_for, is_alive
 from tests.factories import make_session, make_user
 
 NEWEST_FIRST = PageRequest(limit=20, sort="-created_at", bound_to="")
-
-
-def claims_for(session: Session, kind: TokenKind = TokenKind.ACCESS) -> Claims:
-    return Claims(kind, session.user_id, session.id, session.refresh_jti, session.refresh_expires_at)
-
-
-def is_alive(opened: Session) -> bool:
-    try:
-        service.load_principal(claims_for(opened))
-    except SessionRevoked:
-        return False
-    return True
 
 
 @contextmanager
@@ -169,6 +158,7 @@ def test_a_revoked_session_keeps_when_and_why_it_ended(session, user):
     sessions.end_sessions(user_id=user.id)
     session.refresh(opened)
     assert opened.revoked_reason == "logout"
+    assert opened.revoked_at
     assert utcnow() - timedelta(minutes=1) < opened.revoked_at <= utcnow()
 
 
