@@ -1,14 +1,39 @@
 """The shapes of accounts and audit events in requests and answers."""
 
+from typing import Any
+
 from marshmallow import fields
 
 from project.audit import SORTS as AUDIT_SORTS
-from project.schemas import Boolean, Email, Id, Length, OutSchema, QueryBoolean, Schema, String, Timestamp, page_query
+from project.schemas import (
+    TYPE,
+    Boolean,
+    Email,
+    Id,
+    Length,
+    Message,
+    OutSchema,
+    QueryBoolean,
+    Schema,
+    String,
+    Timestamp,
+    page_query,
+)
 from project.security import Role
 from project.users.models import SORTS
 
 _ID = "0190f8e2-5a3b-7c4d-8e9f-0a1b2c3d4e5f"
 _TIME = "2030-01-31T12:00:00.000000Z"
+
+
+def _role(**options: Any) -> fields.Enum[Role]:
+    # The text inside the enumeration is bound to no schema, which would give its message a code.
+    text = fields.String(error_messages={"invalid": Message("This must be a string.", TYPE)})
+    return fields.Enum(Role, by_value=text, **options)
+
+
+def _name() -> String:
+    return String(allow_none=True, validate=Length(1, 200), metadata={"example": "Ann"})
 
 
 class UserOut(OutSchema):
@@ -17,16 +42,12 @@ class UserOut(OutSchema):
     id = Id(required=True, metadata={"example": _ID})
     email = fields.String(required=True, metadata={"example": "ann@example.com"})
     name = fields.String(required=True, allow_none=True, metadata={"example": "Ann"})
-    role = fields.Enum(Role, required=True, by_value=fields.String, metadata={"example": "user"})
+    role = _role(required=True, metadata={"example": "user"})
     is_active = Boolean(required=True, metadata={"example": True})
     email_verified = Boolean(required=True, metadata={"example": True})
     created_at = Timestamp(required=True, metadata={"example": _TIME})
     updated_at = Timestamp(required=True, metadata={"example": _TIME})
     last_login_at = Timestamp(required=True, allow_none=True, metadata={"example": _TIME})
-
-
-def _name() -> String:
-    return String(allow_none=True, validate=Length(1, 200), metadata={"example": "Ann"})
 
 
 class MeUpdate(Schema):
@@ -46,21 +67,21 @@ class UserCreate(Schema):
 
     email = Email(required=True, metadata={"example": "ben@example.com"})
     name = _name()
-    role = fields.Enum(Role, required=True, by_value=fields.String, metadata={"example": "staff"})
+    role = _role(required=True, metadata={"example": "staff"})
 
 
 class UserUpdate(Schema):
     """What an admin changes about an account."""
 
     name = _name()
-    role = fields.Enum(Role, by_value=fields.String, metadata={"example": "staff"})
+    role = _role(metadata={"example": "staff"})
     is_active = Boolean(metadata={"example": True})
 
 
 UserQuery = page_query(
     SORTS,
     q=String(validate=Length(1, 200), metadata={"description": "Part of an address or a name."}),
-    role=fields.Enum(Role, by_value=fields.String),
+    role=_role(),
     is_active=QueryBoolean(),
     created_after=Timestamp(),
 )
