@@ -15,10 +15,10 @@ from project.auth.links import (
     send_link,
     send_notice,
 )
-from project.auth.models import LinkPurpose
+from project.auth.models import LinkPurpose, Session
 from project.auth.passwords import check_policy, hash_password, verify_password
 from project.auth.service import InvalidCredentials
-from project.auth.sessions import end_sessions
+from project.auth.sessions import revoke
 from project.database import db, transaction
 from project.errors import Invalid
 from project.jobs import defer, task
@@ -52,13 +52,14 @@ def change_password(caller: Principal, *, current_password: str, new_password: s
     check_policy(new_password, pointer="/new_password", email=user.email or "")
     new_hash = hash_password(new_password)
     # Guarded by what was verified, so that of two changes at once the second fails instead of winning silently.
-    statement = update(User).where(User.id == user.id, User.password_hash == user.password_hash)
+    unchanged = update(User).where(User.id == user.id, User.password_hash == user.password_hash)
+    statement = unchanged.values(password_hash=new_hash, version=User.version + 1)
     with transaction():
-        changed = db.session.scalar(statement.values(password_hash=new_hash).returning(User.id))
+        changed = db.session.scalar(statement.returning(User.id))
         if changed is None:
             raise Invalid.field("/current_password", InvalidCredentials.code)
         forget_links(user.id)
-        end_sessions(user_id=user.id, keep=caller.session_id, reason="password_changed")
+        revoke("password_changed", Session.user_id == user.id, Session.id != caller.session_id)
         audit.record("password_changed", actor_id=user.id, target_type="user", target_id=user.id)
         defer(send_notice, template="password_changed", to=user.email)
 

@@ -176,9 +176,9 @@ def _find_or_create(email: str, name: str | None, password_hash: str) -> User:
 
 
 def _change_unverified(user: User, password_hash: str) -> None:
-    statement = update(User).where(User.id == user.id, User.email_verified.is_(False))
+    waiting = update(User).where(User.id == user.id, User.email_verified.is_(False))
     with transaction():
-        db.session.execute(statement.values(password_hash=password_hash))
+        db.session.execute(waiting.values(password_hash=password_hash, version=User.version + 1))
 
 
 def resend_verification(*, email: str) -> None:

@@ -63,11 +63,11 @@ def end_session(*, user_id: UUID, session_id: UUID) -> None:
         audit.record("session_ended", actor_id=user_id, target_type="session", target_id=session_id)
 
 
-def end_sessions(*, user_id: UUID, keep: UUID | None = None, reason: str = "ended") -> None:
+def end_sessions(*, user_id: UUID, keep: UUID | None = None) -> None:
     """End all sessions of an account, or all but one."""
     with transaction():
         conditions = [Session.user_id == user_id] + ([Session.id != keep] if keep else [])
-        revoke(reason, *conditions)
+        revoke("ended", *conditions)
         audit.record("sessions_ended", actor_id=user_id, target_type="user", target_id=user_id)
 
 
