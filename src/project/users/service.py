@@ -139,8 +139,7 @@ def update_user(user_id: UUID, *, actor_id: UUID | None, expected: Expected = No
         values["session_epoch"] = User.session_epoch + 1
     with transaction():
         user = _apply(user_id, expected, values)
-        if changes:
-            _record(_action(changes), user_id, actor_id=actor_id, **_loggable(changes))
+        _record_changes(user_id, changes, actor_id=actor_id)
     return user
 
 
@@ -205,20 +204,15 @@ def _has_admin() -> bool:
     return bool(db.session.scalars(admins.with_for_update()).all())
 
 
-def _action(changes: dict[str, Any]) -> str:
+def _record_changes(user_id: UUID, changes: dict[str, Any], *, actor_id: UUID | None) -> None:
+    """Write an event for each change, so that whoever looks for one kind finds all of it."""
     if "role" in changes:
-        return "role_changed"
+        _record("role_changed", user_id, actor_id=actor_id, role=changes["role"])
     if "is_active" in changes:
-        return "user_activated" if changes["is_active"] else "user_deactivated"
-    return "user_updated"
-
-
-def _loggable(changes: dict[str, Any]) -> dict[str, Any]:
-    # A name is personal data, and the log outlives the account.
-    return {
-        "fields": sorted(changes),
-        **{key: changes[key] for key in ("role", "is_active") if key in changes},
-    }
+        _record("user_activated" if changes["is_active"] else "user_deactivated", user_id, actor_id=actor_id)
+    if "name" in changes:
+        # Not the name itself: it is personal data, and the log outlives the account.
+        _record("name_changed", user_id, actor_id=actor_id)
 
 
 def _record(action: str, user_id: UUID, *, actor_id: UUID | None, **data: Any) -> None:
