@@ -1,4 +1,6 @@
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 from typing import Any
 
 import pytest
@@ -7,6 +9,7 @@ from sqlalchemy import event, select
 
 from project.audit import AuditEvent
 from project.database import db
+from project.errors import AppError
 from project.users import service
 from project.users.models import User
 from tests.factories import make_user
@@ -50,3 +53,24 @@ def erased(in_app: Callable[..., Any]) -> User:
 
     user: User = in_app(make)
     return user
+
+
+@pytest.fixture
+def at_once(app: Flask) -> Callable[..., list[Any]]:
+    """Call functions in threads that start together; return what each returned, or the error it was refused with."""
+
+    def call(*functions: Callable[[], Any]) -> list[Any]:
+        start = Barrier(len(functions))
+
+        def run(function: Callable[[], Any]) -> Any:
+            with app.app_context():
+                start.wait()
+                try:
+                    return function()
+                except AppError as error:
+                    return error
+
+        with ThreadPoolExecutor(len(functions)) as threads:
+            return list(threads.map(run, functions))
+
+    return call
