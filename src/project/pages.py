@@ -115,7 +115,7 @@ def asset_url(name: str) -> str:
 
 def with_code(text: str) -> Markup:
     """Escape a text and set what is in backticks as code (for templates)."""
-    return Markup(_BACKTICKS.sub(r"<code>\1</code>", str(escape(text))))  # noqa: S704  # nosec B704 - escaped just here
+    return Markup(_BACKTICKS.sub(r"<code>\1</code>", str(escape(text))))  # noqa: S704 - escaped just here  # nosec B704
 
 
 def _as_json(code: Code) -> dict[str, Any]:
