@@ -29,12 +29,11 @@ from tests.http.client import (
     register_and_login,
 )
 from tests.http.document import Operation, read_operations
+from tests.http.tokens import JWT_KEY, KEY_ID
 from tests.servers import AppServer, create_database, ensure_template, run_server
 from tests.servers.app import INHERITED, ROOT
 from tests.servers.process import running
 
-JWT_KEY = "a signing key of these tests that is long enough"
-KEY_ID = "http"
 FLASK = [sys.executable, "-m", "flask"]
 PLENTY = "1000000/minute"
 # Production, since its log is JSON; limits out of the way, except where a test is about them.
