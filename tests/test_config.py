@@ -1,5 +1,6 @@
 """Settings: their defaults, what is refused and how, the generated secrets, and .env.example."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -230,6 +231,13 @@ def test_a_data_folder_that_cannot_be_made_is_refused(kind, tmp_path):
     path = tmp_path / "file" / "folder" if kind == "missing parent" else tmp_path / "file"
 
     assert refusal({"DATA_DIR": str(path)}).startswith("DATA_DIR ")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_data_folder_that_cannot_be_written_to_is_refused(tmp_path):
+    tmp_path.chmod(0o500)
+
+    assert refusal({"DATA_DIR": str(tmp_path)}).startswith("DATA_DIR ")
 
 
 # --- refusals in production -------------------------------------------------------------------------------------------

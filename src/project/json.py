@@ -81,7 +81,7 @@ def loads(data: bytes | str) -> Any:
         if "\\u" in text:
             # Only an escape can make a lone surrogate, and only encoding shows it.
             json.dumps(value, ensure_ascii=False).encode()
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise InvalidJson() from error
     return value
 
