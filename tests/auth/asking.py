@@ -1,4 +1,9 @@
-"""What tests ask about accounts and sessions."""
+"""What tests ask about accounts, sessions and the database."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from sqlalchemy import Engine, event
 
 from project.auth import service
 from project.auth.models import Session
@@ -29,3 +34,18 @@ def is_alive(session: Session) -> bool:
     except SessionRevoked:
         return False
     return True
+
+
+@contextmanager
+def statements_on(engine: Engine) -> Iterator[list[str]]:
+    """The statements that are sent to a database meanwhile."""
+    statements: list[str] = []
+
+    def note(_connection, _cursor, statement, *_):
+        statements.append(statement)
+
+    event.listen(engine, "before_cursor_execute", note)
+    try:
+        yield statements
+    finally:
+        event.remove(engine, "before_cursor_execute", note)

@@ -1,37 +1,21 @@
-from contextlib import contextmanager
 from datetime import timedelta
 from uuid import UUID, uuid4
 
 import pytest
-from sqlalchemy import event, select
+from sqlalchemy import select
 
 from project.audit import AuditEvent
 from project.auth import service, sessions
 from project.auth.models import KnownNetwork, Session
-from project.database import db, transaction, utcnow
+from project.database import transaction, utcnow
 from project.errors import NotFound
 from project.pagination import PageRequest
 from project.security import Claims, Role, SessionRevoked, TokenKind
 from project.users import service as users
-from tests.auth.asking import claims_for, is_alive
+from tests.auth.asking import claims_for, is_alive, statements_on
 from tests.factories import make_session, make_user
 
 NEWEST_FIRST = PageRequest(limit=20, sort="-created_at", bound_to="")
-
-
-@contextmanager
-def counted_statements():
-    """The statements that are sent to the database meanwhile."""
-    statements: list[str] = []
-
-    def note(_connection, _cursor, statement, *_):
-        statements.append(statement)
-
-    event.listen(db.engine, "before_cursor_execute", note)
-    try:
-        yield statements
-    finally:
-        event.remove(db.engine, "before_cursor_execute", note)
 
 
 @pytest.fixture
@@ -46,7 +30,7 @@ def listed(user, *, current: UUID | None = None) -> list[Session]:
 def test_a_principal_is_loaded_with_one_query(session, user):
     opened = make_session(user)
     session.expunge_all()
-    with counted_statements() as statements:
+    with statements_on(session.get_bind()) as statements:
         caller = service.load_principal(claims_for(opened))
     assert len(statements) == 1
     assert (caller.id, caller.role, caller.session_id) == (user.id, Role.STAFF, opened.id)
