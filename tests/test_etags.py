@@ -76,7 +76,7 @@ def update_note(number, *, expected):
 @pytest.fixture
 def client():
     app = Flask("etags")
-    app.config.update(API_TITLE="t", API_VERSION="1", OPENAPI_VERSION="3.1.0", ETAG_DISABLED=True)
+    app.config.update(API_TITLE="t", API_VERSION="1", OPENAPI_VERSION="3.1.0")
     Api(app).register_blueprint(blueprint)
     app.register_error_handler(NotFound, lambda error: ("", error.status))
     app.register_error_handler(PreconditionFailed, lambda error: ("", error.status))
@@ -233,9 +233,9 @@ def test_a_guarded_update_changes_only_the_versions_that_if_match_names(app, exp
 
 
 def test_the_decorators_leave_marks_for_the_openapi_document():
-    assert get_note._apidoc["etag"] is True
+    assert get_note._apidoc["versioned"] is True
     assert "if_match" not in get_note._apidoc
-    assert update_note._apidoc["etag"] is update_note._apidoc["if_match"] is True
+    assert update_note._apidoc["versioned"] is update_note._apidoc["if_match"] is True
     assert update_note._apidoc["response"]["responses"].keys() == {200}
 
 
@@ -243,5 +243,5 @@ def test_a_mark_does_not_reach_the_function_below():
     def view() -> None: ...
 
     view._apidoc = {"manual_doc": {}}  # type: ignore[attr-defined]
-    assert etags.conditional(view).__dict__["_apidoc"] == {"manual_doc": {}, "etag": True}
+    assert etags.conditional(view).__dict__["_apidoc"] == {"manual_doc": {}, "versioned": True}
     assert view._apidoc == {"manual_doc": {}}  # type: ignore[attr-defined]

@@ -18,8 +18,8 @@ from werkzeug.exceptions import RequestEntityTooLarge
 from project.blueprint import Blueprint
 from project.database import COLUMN_TYPES, db, transaction, utcnow
 from project.errors import AppError, BadRequest, Conflict, Forbidden, Invalid, NotFound, RateLimited, Unavailable
-from project.idempotency import attach, idempotent, purge
-from project.idempotency_keys import KEPT_FOR, LOCKED_FOR, PURGE_BATCH, IdempotencyKey, State
+from project.idempotency import idempotent
+from project.idempotency_keys import KEPT_FOR, LOCKED_FOR, PURGE_BATCH, IdempotencyKey, State, attach, purge
 from project.security import Principal
 from tests.small_app import BACKENDS, fresh_database, small_app
 
@@ -568,9 +568,9 @@ def test_the_decorator_leaves_marks_for_the_openapi_document():
     assert create_payment._apidoc["idempotent"] == "required"
     codes = [error.code for error in create_payment._apidoc["idempotency_errors"]]
     assert codes == [
-        "idempotency_key_required",
         "idempotency_key_invalid",
         "idempotency_in_progress",
         "idempotency_key_reused",
+        "idempotency_key_required",
     ]
     assert "arguments" in create_thing._apidoc

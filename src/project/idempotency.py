@@ -20,18 +20,15 @@ from project.idempotency_keys import (
     Claim,
     IdempotencyInProgress,
     IdempotencyKeyReused,
-    attach,
     claim,
     complete,
     executing,
     fail,
-    purge,
     release,
 )
 from project.json import load_body
+from project.marks import mark
 from project.security import principal
-
-__all__ = ["attach", "idempotent", "purge"]
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +64,9 @@ def idempotent(
     or died before the answer was stored: then it is what `resume(resource_id)` returned, and the route
     answers with it as if it were new: `return resumed or service.create(...)`.
     """
+    errors: list[type[AppError]] = [IdempotencyKeyInvalid, IdempotencyInProgress, IdempotencyKeyReused]
+    if required:
+        errors.append(IdempotencyKeyRequired)
 
     def decorate(view: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(view)
@@ -79,7 +79,7 @@ def idempotent(
                 return _replay(claimed)
             return _execute(claimed, view, resume, args, kwargs)
 
-        return _marked(wrapper, required=required)
+        return mark(wrapper, idempotent="required" if required else "accepted", idempotency_errors=errors)
 
     return decorate
 
@@ -148,13 +148,3 @@ def _replay(answer: Answer) -> Response:
     response = Response(answer.body, status=answer.status, headers=answer.headers)
     response.headers["Idempotent-Replayed"] = "true"
     return response
-
-
-def _marked(wrapper: Callable[..., Any], *, required: bool) -> Callable[..., Any]:
-    errors = (IdempotencyKeyInvalid, IdempotencyInProgress, IdempotencyKeyReused)
-    wrapper.__dict__["_apidoc"] = {
-        **wrapper.__dict__.get("_apidoc", {}),
-        "idempotent": "required" if required else "accepted",
-        "idempotency_errors": (IdempotencyKeyRequired, *errors) if required else errors,
-    }
-    return wrapper
