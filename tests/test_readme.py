@@ -2,6 +2,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ from click.testing import CliRunner
 from flask.cli import FlaskGroup
 
 from project import create_app
+from project.config import load_config
+from project.errors import REGISTRY, Unauthorized
 from tests.conftest import ENV
 from tests.servers import run_server
 
@@ -141,3 +144,18 @@ def test_every_relative_link_leads_somewhere(document):
 def test_every_setting_that_is_named_is_in_the_example(document):
     example = re.findall(r"^#? ?([A-Z][A-Z0-9_]*)=", (ROOT / ".env.example").read_text(), re.MULTILINE)
     assert settings(document) - set(example) == set()
+
+
+def test_the_client_guide_names_every_limit_with_its_default(tmp_path):
+    rows = re.findall(
+        r"^\| `LIMIT_([A-Z_]+)` \| ([^|]+) \|", (ROOT / "docs" / "client-guide.md").read_text(), re.MULTILINE
+    )
+    limits = load_config({**ENV, "DATA_DIR": str(tmp_path)}).limits
+    assert {name.lower(): default for name, default in rows} == asdict(limits)
+
+
+def test_the_client_guide_says_what_to_do_with_codes_that_exist():
+    table = (ROOT / "docs" / "client-guide.md").read_text().partition("| What to do | Code |")[2].partition("\n\n")[0]
+    named = set(re.findall(r"`([a-z_]+)`", table)) - {"errors", "request_id", "code"}
+    assert named - set(REGISTRY) == set()
+    assert {error.code for error in Unauthorized.__subclasses__()} <= named
