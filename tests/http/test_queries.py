@@ -1,8 +1,14 @@
 """Query parameters over HTTP: what is not documented or not valid is 422, a foreign cursor 400."""
 
+import re
+
 import pytest
 
-from tests.http.client import Account, Api, codes, problem
+from tests.http.client import Account, Api, codes, log_in, problem
+from tests.http.document import read_operations
+
+MISSING = "0190f8e2-5a3b-7c4d-8e9f-0a1b2c3d4e5f"
+
 
 QUERIES = [
     *[(f"limit={value}", "limit") for value in ("0", "-1", "101", "1e9", "NaN", "٣", "+5", "5.0", "0x10", "", "1 ")],
@@ -50,6 +56,17 @@ QUERIES = [
 def test_a_query_that_is_not_valid_is_422_and_says_where(admin: Account, query: str, name: str) -> None:
     body = problem(admin.api.get(f"/v1/users?{query}"), 422, "validation_error")
     assert list(codes(body)) == [f"/query/{name}"]
+
+
+def test_every_operation_refuses_unknown_query_parameters(anonymous: Api, admin: Account) -> None:
+    for operation in read_operations(anonymous):
+        # A session of its own: if the parameter were ignored, some of these would end it.
+        caller = log_in(anonymous, admin.email)
+        token = caller.refresh_token if operation.security == ("refresh",) else caller.access_token
+        path = re.sub("{.*}", MISSING, operation.path)
+        body = operation.example if operation.properties else None
+        response = anonymous.request(operation.method, f"{path}?unknown=1", token=token, json=body)
+        assert codes(problem(response, 422, "validation_error"))["/query/unknown"] == "unknown_field", operation.name
 
 
 @pytest.mark.parametrize("cursor", ["", "x", "AAAA", "ü", "=" * 50, "A" * 5_000, "eyJhIjoxfQ"])
