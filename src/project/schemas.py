@@ -29,9 +29,7 @@ RANGE = field_code("out_of_range", "The value is too small or too large.", "Stay
 LENGTH = field_code("invalid_length", "The value is too short or too long.", "Stay within the documented length.")
 REPEATED = field_code("repeated_parameter", "The parameter was sent twice.", "Send each query parameter once.")
 CHARACTERS = field_code(
-    "invalid_characters",
-    "The text has characters that cannot be stored.",
-    "Remove NUL and unpaired surrogates.",
+    "invalid_characters", "The text has characters that cannot be stored.", "Remove NUL and unpaired surrogates."
 )
 EMAIL = field_code("invalid_email", "This is not an e-mail address.", "Send one plain address such as ann@example.com.")
 
@@ -85,10 +83,11 @@ class Schema(MarshmallowSchema):
 
     @override
     def on_bind_field(self, field_name: str, field_obj: Any) -> None:
-        """Give each message of a field its code."""
-        field_obj.error_messages = {
-            key: Message(text, _CODE_OF_MESSAGE.get(key, FORMAT)) for key, text in field_obj.error_messages.items()
-        }
+        """Give each message of a field, and of the items of a list, its code."""
+        messages = field_obj.error_messages.items()
+        field_obj.error_messages = {key: Message(text, _CODE_OF_MESSAGE.get(key, FORMAT)) for key, text in messages}
+        if isinstance(field_obj, fields.List):
+            self.on_bind_field(field_name, field_obj.inner)
 
 
 class OutSchema(Schema):
@@ -174,16 +173,14 @@ class Integer(fields.Integer):
         return value
 
 
-class QueryInteger(fields.Integer):
+class QueryInteger(Integer):
     """A number in a query string: ASCII digits only."""
 
     @override
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> int:
         if not re.fullmatch(r"[0-9]{1,19}", value):
             raise self.make_error("invalid")
-        if int(value) > MAX_INT64:
-            raise self.make_error("too_large")
-        return int(value)
+        return super()._deserialize(int(value), attr, data, **kwargs)
 
 
 class QueryBoolean(fields.Boolean):
