@@ -11,7 +11,7 @@ import pytest
 from flask import current_app, g, request
 from marshmallow import Schema, fields
 from sqlalchemy import delete, event, func, insert, select, update
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, registry
 from werkzeug.exceptions import RequestEntityTooLarge
 
@@ -467,6 +467,22 @@ def test_of_twenty_parallel_repetitions_of_a_killed_request_one_takes_the_key_ov
     let_a_minute_pass(app)
     check_one_execution(app, in_parallel(20, lambda: post(app)))
     assert service.calls == 2
+
+
+def test_a_request_that_comes_second_to_a_refused_one_is_told_to_come_again(app, service):
+    # The other request takes the key between our look and our insert, and is refused before our second look.
+    def be_second(_connection, _cursor, statement, parameters, *_):
+        if statement.startswith("INSERT INTO idempotency_keys"):
+            raise IntegrityError(statement, parameters, Exception("duplicate key"))
+
+    with app.app_context():
+        engine = db.engine
+    event.listen(engine, "before_cursor_execute", be_second)
+    response = post(app)
+    event.remove(engine, "before_cursor_execute", be_second)
+    assert (response.status_code, response.json["code"]) == (409, "idempotency_in_progress")
+    assert service.calls == 0
+    assert post(app).status_code == 201
 
 
 def test_while_the_first_request_runs_a_repetition_is_told_when_to_come_again(app, service):
