@@ -1,5 +1,7 @@
+import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from threading import Event
 from typing import Any, Literal
 
 import pytest
@@ -10,6 +12,9 @@ from project.auth import passwords
 from project.database import db
 from project.mail import Message
 from tests import factories
+
+# How many may hash or wait for it at once.
+ADMITTED = 3 * (os.cpu_count() or 1)
 
 
 class CountingHasher(PasswordHasher):
@@ -33,6 +38,18 @@ class CountingHasher(PasswordHasher):
             self.meanwhile()
 
 
+class HeldHasher(CountingHasher):
+    """Argon2 that costs next to nothing, and waits for the test before each verification."""
+
+    def __init__(self) -> None:
+        super().__init__(time_cost=1, memory_cost=8, parallelism=1)
+        self.go_on = Event()
+
+    def verify(self, hash: str | bytes, password: str | bytes) -> Literal[True]:  # noqa: A002 - the library's name
+        assert self.go_on.wait(30)
+        return super().verify(hash, password)
+
+
 @pytest.fixture
 def hasher(monkeypatch: pytest.MonkeyPatch) -> CountingHasher:
     """The hasher of the product with its own parameters, counting."""
@@ -50,6 +67,16 @@ def quick_hasher(monkeypatch: pytest.MonkeyPatch) -> CountingHasher:
     monkeypatch.setattr(passwords, "_hasher", counting)
     monkeypatch.setattr(passwords, "_DUMMY_HASH", counting.hash("a password that nobody has"))
     return counting
+
+
+@pytest.fixture
+def held_hasher(monkeypatch: pytest.MonkeyPatch) -> Iterator[HeldHasher]:
+    """A hasher that holds every verification until the test lets them go on."""
+    factories.password_hash()
+    hasher = HeldHasher()
+    monkeypatch.setattr(passwords, "_hasher", hasher)
+    yield hasher
+    hasher.go_on.set()
 
 
 @pytest.fixture

@@ -1,7 +1,4 @@
-import os
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
-from threading import Event
-from typing import Literal
 from unicodedata import normalize
 
 import pytest
@@ -10,12 +7,11 @@ from zxcvbn.frequency_lists import FREQUENCY_LISTS
 from project.auth import passwords
 from project.auth.passwords import check_policy, hash_password, needs_rehash, verify_password
 from project.errors import Invalid, Unavailable
-from tests.auth.conftest import CountingHasher
+from tests.auth.conftest import ADMITTED
 
 # Several sentences, so that no pattern of zxcvbn covers them: 300 characters.
 TEXT = "It was a bright cold day in April, and the clocks were striking thirteen; Winston Smith slipped in. " * 3
 PHRASE = "r\u00e9sum\u00e9 of my life"
-ADMITTED = 3 * (os.cpu_count() or 1)
 
 
 def refusal(password: str, email: str = "") -> str | None:
@@ -159,25 +155,6 @@ def test_a_verification_costs_one_run_whatever_its_outcome(hasher, password, has
     verify_password(password, stored)
     assert hasher.verified == 1
     assert hasher.hashed == has_hash
-
-
-class HeldHasher(CountingHasher):
-    """Argon2 that waits for the test before each verification."""
-
-    def __init__(self) -> None:
-        super().__init__(time_cost=1, memory_cost=8, parallelism=1)
-        self.go_on = Event()
-
-    def verify(self, hash: str | bytes, password: str | bytes) -> Literal[True]:  # noqa: A002 - the library's name
-        assert self.go_on.wait(30)
-        return super().verify(hash, password)
-
-
-@pytest.fixture
-def held_hasher(monkeypatch):
-    hasher = HeldHasher()
-    monkeypatch.setattr(passwords, "_hasher", hasher)
-    return hasher
 
 
 def test_more_than_a_few_at_once_are_told_to_come_back(held_hasher):

@@ -1,3 +1,4 @@
+from unicodedata import normalize
 from uuid import uuid4
 
 import pytest
@@ -135,6 +136,14 @@ def test_a_deactivated_account_gets_no_password(session, mailed_token):
         links.reset_password(token=token, password=NEW_PASSWORD)
     users.update_user(user.id, actor_id=None, is_active=True)
     assert signs_in(PASSWORD)
+
+
+def test_who_resets_to_a_composed_password_does_not_sign_in_decomposed(session, mailed_token):
+    composed = normalize("NFC", "résumé of my life")
+    make_user(email=ANN)
+    links.forgot_password(email=ANN)
+    links.reset_password(token=mailed_token("reset_password"), password=composed)
+    assert (signs_in(composed), signs_in(normalize("NFD", composed))) == (True, False)
 
 
 def test_one_accounts_link_resets_no_other_account(session, mailed_token):
