@@ -102,6 +102,11 @@ def test_the_walk_through_shows_what_it_says(tmp_path):
     assert result.returncode == 0
 
 
+def test_the_map_of_the_code_is_complete():
+    modules = {path.name for path in (ROOT / "src" / "project").iterdir() if not path.name.startswith("_")}
+    assert {name for name in modules if name not in README.read_text()} == set()
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=NAMES)
 def test_every_make_target_that_is_named_exists(document):
     named = {target for line in commands(document) for target in re.findall(r"\bmake ([a-z][a-z-]*)", line)}
