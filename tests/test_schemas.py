@@ -400,10 +400,9 @@ def test_items_of_a_list_have_codes_of_their_own():
 
 
 def test_signs_of_pointers_are_escaped_in_names():
-    assert refusals({"name": "x", "a/b~c": 1, "~1": 1}, Person()) == [
-        ("/a~1b~0c", "unknown_field"),
-        ("/~01", "unknown_field"),
-    ]
+    found = refusals({"name": "x", "a/b~c": 1, "~1": 1}, Person())
+
+    assert sorted(found) == [("/a~1b~0c", "unknown_field"), ("/~01", "unknown_field")]
 
 
 def test_at_most_100_errors_are_told():
