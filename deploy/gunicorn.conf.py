@@ -4,22 +4,22 @@ It listens on the loopback only and belongs behind nginx (deploy/nginx.conf) whe
 trusted: half-open connections alone can keep it busy. `--bind` on the command line replaces the address.
 """
 
-import os
+import sys
 from pathlib import Path
 
+from project.config import load_config
+from project.environment import ConfigError
 
-def _default_workers() -> int:
-    """One on SQLite, which has one writer and lets the limiter count in memory; else one per core."""
-    if (os.environ.get("DATABASE_URL") or "sqlite:").startswith("sqlite"):
-        return 1
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+try:
+    _settings = load_config()
+except ConfigError as error:
+    sys.exit(f"Refusing to start: {error}.")
 
-
-bind = f"127.0.0.1:{os.environ.get('PORT') or 8000}"
+bind = f"127.0.0.1:{_settings.port}"
 worker_class = "gthread"
-workers = int(os.environ.get("WEB_CONCURRENCY") or _default_workers())
+workers = _settings.web_concurrency
 # Threads wait for the database, the disk or a payment provider most of the time.
-threads = int(os.environ.get("WEB_THREADS") or 16)
+threads = _settings.web_threads
 # The heartbeat is a file; on a disk a slow flush would look like a hung worker. This is a directory, so
 # there is no name that somebody could guess and take first.
 _memory = Path("/dev/shm")  # noqa: S108 # nosec B108
@@ -52,4 +52,4 @@ http_parser = "python"
 # The application writes one structured line per request itself.
 accesslog = None
 errorlog = "-"
-loglevel = (os.environ.get("LOG_LEVEL") or "info").lower()
+loglevel = _settings.log_level.lower()

@@ -1,4 +1,4 @@
-"""Accounts, files and payments behind one REST API."""
+"""The backend that a web or mobile application needs, behind one REST API."""
 
 from project.app import create_app
 

@@ -18,7 +18,7 @@ VERSION = "0.1.0"
 
 BLUEPRINTS: list[Blueprint] = [auth, users, audit]
 
-DESCRIPTION = """Accounts, files and payments behind one REST API.
+DESCRIPTION = """Accounts behind one REST API.
 
 Success is `{"data": …}`; a list adds `meta`. Every failure is `application/problem+json` with a `code` from
 [/errors](/errors). Sign in at `POST /v1/auth/login`; on this page the token is then used by itself.

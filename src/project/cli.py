@@ -55,7 +55,10 @@ def reports_errors(command: Callable[..., Any]) -> Callable[..., Any]:
             raise click.ClickException(details or error.detail) from error
         except DBAPIError as error:
             cause = type(error.orig).__name__
-            raise click.ClickException(f"The database refused ({cause}). Did `flask db upgrade` run?") from error
+            question = "Is it running, and did `flask db upgrade` run?"
+            raise click.ClickException(f"The database refused ({cause}). {question}") from error
+        except seeds.SeedRefused as error:
+            raise click.ClickException(str(error)) from error
 
     return wrapper
 

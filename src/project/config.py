@@ -181,8 +181,13 @@ def _limits(read: Reader) -> Limits:
 
 def _web_concurrency(read: Reader, database_url: str) -> int:
     # One process on SQLite: it has one writer, and the in-process limiter is then exact.
-    default = 1 if database_url.startswith("sqlite") else os.cpu_count() or 1
+    default = 1 if database_url.startswith("sqlite") else _cores()
     return read.integer("WEB_CONCURRENCY", default, at_least=1, at_most=256)
+
+
+def _cores() -> int:
+    """Return how many cores this process may use; in a container that can be fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _log_level(read: Reader) -> str:

@@ -4,7 +4,6 @@ import secrets
 
 from project.auth.passwords import hash_password
 from project.config import settings
-from project.errors import Conflict
 from project.security import Role
 from project.users import service as users
 
@@ -15,12 +14,8 @@ DEMO_ACCOUNTS = {
 }
 
 
-class SeedRefused(Conflict):
+class SeedRefused(Exception):
     """Demo accounts have no place in production."""
-
-    code = "seed_refused"
-    message = "Demo data is not for production."
-    cure = "Create accounts with `flask users create-admin`."
 
 
 def seed() -> str | None:
@@ -30,7 +25,7 @@ def seed() -> str | None:
         SeedRefused: in production.
     """
     if settings.production:
-        raise SeedRefused()
+        raise SeedRefused("Demo data is not for production; use `flask users create-admin`.")
     missing = [email for email in DEMO_ACCOUNTS if users.find_by_email(email) is None]
     if not missing:
         return None
