@@ -263,7 +263,9 @@ def _database_error(error: DBAPIError | PoolTimeout) -> Response:
     """Answer 503 when the database is away, busy or too slow; anything else it says is a bug of ours."""
     cause = error.orig if isinstance(error, DBAPIError) else error
     connection_lost = isinstance(error, DBAPIError) and error.connection_invalidated
-    if connection_lost or isinstance(error, OperationalError | PoolTimeout):
+    # PostgreSQL's code of a server that has become, or not yet ceased to be, a standby.
+    read_only = getattr(cause, "sqlstate", None) == "25006"
+    if connection_lost or read_only or isinstance(error, OperationalError | PoolTimeout):
         logger.warning("database_unavailable", extra={"error": type(cause).__name__})
         return problem_response(Unavailable("The database cannot be reached right now."))
     return _unexpected_error(error)
