@@ -10,7 +10,7 @@ from pathlib import Path
 
 from flask import Flask
 
-from project import jobs, logs
+from project import jobs, logs, worker
 from project.config import Environment
 from project.database import transaction
 from tests.small_app import small_app
@@ -75,11 +75,14 @@ def main() -> None:
 
 
 def serve(app: Flask) -> None:
-    """Be a server that has answered two requests, until there is a line on standard input."""
+    """Be a server that has answered two requests and defers a job for each line on its standard input."""
+    worker.POLL_SECONDS = 3600  # so that only the commit can wake it
     app.extensions["settings"] = replace(app.extensions["settings"], environment=Environment.DEVELOPMENT)
     jobs.init_app(app)
     for _ in range(2):
         app.test_client().get("/")
     threads = [thread.name for thread in threading.enumerate()]
     say(f"threads {threads.count('jobs')}")
-    sys.stdin.readline()
+    for line in sys.stdin:
+        with app.app_context(), transaction():
+            jobs.defer(wait, pipe=line.strip())

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import datetime
+from math import nan
 from pathlib import Path
 from uuid import uuid4
 
@@ -134,6 +135,11 @@ class Process:
         self.popen.stdin.write(words)
         self.popen.stdin.flush()
 
+    def close(self) -> None:
+        """End its standard input."""
+        assert self.popen.stdin
+        self.popen.stdin.close()
+
     def end(self, number: signal.Signals) -> int:
         """Send a signal, read the rest and return the exit status."""
         self.popen.send_signal(number)
@@ -148,7 +154,10 @@ def process(mode: str, directory: Path, **env: str) -> Iterator[Process]:
         yield started
     finally:
         started.popen.kill()
-        started.popen.communicate()
+        started.popen.wait()
+        for stream in (started.popen.stdin, started.popen.stdout):
+            assert stream
+            stream.close()
 
 
 @pytest.fixture
@@ -163,9 +172,9 @@ def test_job_cannot_be_deferred_outside_a_transaction(app):
         jobs.defer(job_tasks.note, text="a")
 
 
-@pytest.mark.parametrize("arguments", [{}, {"text": "a", "more": "b"}, {"text": object()}])
+@pytest.mark.parametrize("arguments", [{}, {"text": "a", "more": "b"}, {"text": object()}, {"text": nan}])
 def test_job_with_wrong_arguments_is_refused_where_it_is_deferred(app, arguments):
-    with pytest.raises(TypeError):
+    with pytest.raises((TypeError, ValueError)):
         defer(job_tasks.note, **arguments)
     assert stored() == []
 
@@ -201,6 +210,13 @@ def test_commit_leaves_one_job_that_runs_once(app, ran):
     assert [jobs.run_pending(app), jobs.run_pending(app)] == [1, 0]
     assert ran == ["a"]
     assert stored() == []
+
+
+def test_jobs_run_in_the_order_in_which_they_were_deferred(app, ran):
+    for number in range(5):
+        defer(job_tasks.note, text=str(number))
+    jobs.run_pending(app)
+    assert ran == ["0", "1", "2", "3", "4"]
 
 
 def test_uuid_arrives_as_text(app, ran):
@@ -295,7 +311,7 @@ def test_worker_runs_jobs_at_once_and_logs_no_argument(app, tmp_path):
     assert inspect.getsource(job_tasks.fail).splitlines()[-1].strip() in failed["exception"]
     assert SECRET not in worker.output
     assert "procrastinate" not in worker.output, "its messages quote arguments"
-    assert [attempts for _, attempts, _ in stored()] == [1]
+    assert stored() == [("tests.job_tasks.fail", 1, False)], "it is tried again"
 
 
 def test_periodic_task_fires_every_time(app, tmp_path):
@@ -332,12 +348,19 @@ def test_job_of_a_killed_worker_runs_again(app, tmp_path, pipe):
 
 
 @on_sqlite_only
-def test_server_has_one_thread_from_its_first_request_and_finishes_its_job_before_it_ends(app, tmp_path, pipe):
+def test_server_has_one_thread_that_a_commit_wakes_and_that_finishes_its_job_at_the_end(app, tmp_path, pipe):
     with process("server", tmp_path) as server:
         server.read_until("threads 1")
-        defer(job_tasks.wait, pipe=str(pipe))
+        for _ in range(5):
+            server.write(f"{pipe}\n")
+            server.read_until("running")
+            pipe.write_text("")
+            server.read_until("job_done")
+        server.write(f"{pipe}\n")
         server.read_until("running")
-        server.write("\n")
+        server.close()
+        with pytest.raises(subprocess.TimeoutExpired):
+            server.popen.wait(1)
         pipe.write_text("")
         server.read_until("job_done")
         assert server.popen.wait() == 0
@@ -372,6 +395,14 @@ def test_missed_time_of_a_periodic_task_is_made_up_for_once(app, queue):
     queue.schedule({"jobs.forget_failed": "0 3 * * *"})
     assert [jobs.run_pending(app), jobs.run_pending(app)] == [1, 0]
     assert next_time() == (3, 0)
+
+
+@on_sqlite_only
+def test_runs_of_a_periodic_task_do_not_count_as_attempts_of_one_job(app, queue):
+    queue.schedule({"jobs.forget_failed": "0 3 * * *"})
+    for _ in range(MAX_ATTEMPTS + 1):
+        make_due()
+        assert jobs.run_pending(app) == 1
 
 
 @on_sqlite_only

@@ -86,7 +86,8 @@ def defer(function: Callable[..., None], **arguments: Any) -> None:
 
     Raises:
         RuntimeError: outside `transaction()`.
-        TypeError: the task does not take these arguments, or JSON cannot carry them; a UUID arrives as text.
+        TypeError, ValueError: the task does not take these arguments, or JSON cannot carry them. A UUID arrives
+            as text.
     """
     if not db.session().info.get("transaction"):
         raise RuntimeError("defer() belongs inside transaction()")
