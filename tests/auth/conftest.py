@@ -52,27 +52,19 @@ class HeldHasher(CountingHasher):
 
 @pytest.fixture
 def hasher(monkeypatch: pytest.MonkeyPatch) -> CountingHasher:
-    """The hasher of the product with its own parameters, counting."""
-    real = passwords._hasher
-    counting = CountingHasher(time_cost=real.time_cost, memory_cost=real.memory_cost, parallelism=real.parallelism)
-    monkeypatch.setattr(passwords, "_hasher", counting)
-    return counting
-
-
-@pytest.fixture
-def quick_hasher(monkeypatch: pytest.MonkeyPatch) -> CountingHasher:
-    """A hasher that costs next to nothing, for tests that try many passwords."""
-    factories.password_hash()  # kept for all tests, so not to be made with this one
-    counting = CountingHasher(time_cost=1, memory_cost=8, parallelism=1)
-    monkeypatch.setattr(passwords, "_hasher", counting)
-    monkeypatch.setattr(passwords, "_DUMMY_HASH", counting.hash("a password that nobody has"))
-    return counting
+    """Passwords that are quickly hashed and verified, those of factories.make_user too; their runs are counted."""
+    hasher = CountingHasher(time_cost=1, memory_cost=8, parallelism=1)
+    made = hasher.hash(factories.PASSWORD)
+    hasher.hashed = 0
+    monkeypatch.setattr(factories, "password_hash", lambda: made)
+    monkeypatch.setattr(passwords, "_DUMMY_HASH", made)
+    monkeypatch.setattr(passwords, "_hasher", hasher)
+    return hasher
 
 
 @pytest.fixture
 def held_hasher(monkeypatch: pytest.MonkeyPatch) -> Iterator[HeldHasher]:
     """A hasher that holds every verification until the test lets them go on."""
-    factories.password_hash()
     hasher = HeldHasher()
     monkeypatch.setattr(passwords, "_hasher", hasher)
     yield hasher

@@ -11,13 +11,15 @@ from sqlalchemy import func, select
 from project import jobs
 from project.auth import credentials, links
 from project.auth.models import LinkPurpose, Session
-from project.database import db, transaction
+from project.database import db
 from project.security import Principal
 from project.users import service as users
 from project.users.models import User
 from tests.auth.asking import ANN
 from tests.auth.conftest import ADMITTED
 from tests.factories import PASSWORD, make_session, make_user
+
+pytestmark = pytest.mark.usefixtures("hasher")
 
 SESSIONS = "/v1/auth/sessions"
 NEW_PASSWORD = "tulip anvil grape lantern"
@@ -42,19 +44,6 @@ def post(app):
     return lambda operation, headers=None, **body: app.test_client().post(
         f"/v1/auth/{operation}", json=body, headers=headers
     )
-
-
-@pytest.fixture
-def quick_user(in_app, quick_hasher):
-    """Make an account whose password is quickly verified."""
-
-    def make(email: str, password: str = PASSWORD) -> User:
-        user = make_user(email=email)
-        with transaction():
-            user.password_hash = quick_hasher.hash(password)
-        return user
-
-    return lambda email: in_app(make, email)
 
 
 def statuses(responses) -> Counter[int]:
@@ -95,7 +84,7 @@ def test_of_ten_sign_outs_at_once_one_succeeds(post, as_user, audited):
     assert audited() == ["logout"]
 
 
-def test_fifty_registrations_of_one_address_make_one_account(app, in_app, post, quick_hasher, outbox, monkeypatch):
+def test_fifty_registrations_of_one_address_make_one_account(app, in_app, post, outbox, monkeypatch):
     settings = app.extensions["settings"]
     limits = replace(settings.limits, mailbox="50/hour")
     monkeypatch.setitem(app.extensions, "settings", replace(settings, limits=limits))
@@ -119,8 +108,8 @@ def test_one_registration_that_runs_many_times_at_once_makes_one_account(app, in
     assert len(outbox) == 24
 
 
-def test_of_two_resets_with_one_link_one_succeeds(in_app, post, quick_user, outbox):
-    user = quick_user(ANN)
+def test_of_two_resets_with_one_link_one_succeeds(in_app, post, outbox):
+    user = in_app(make_user, email=ANN)
     for _ in range(20):
         in_app(links.send_link, user, LinkPurpose.RESET_PASSWORD, to=ANN)
         token = outbox[-1].context["link"].partition("#token=")[2]
@@ -128,8 +117,8 @@ def test_of_two_resets_with_one_link_one_succeeds(in_app, post, quick_user, outb
         assert statuses(responses) == {204: 1, 400: 1}
 
 
-def test_of_two_accounts_that_confirm_one_address_one_gets_it(in_app, post, quick_user, outbox):
-    ann, ben = quick_user(ANN), quick_user("ben@example.com")
+def test_of_two_accounts_that_confirm_one_address_one_gets_it(in_app, post, outbox):
+    ann, ben = in_app(make_user, email=ANN), in_app(make_user, email="ben@example.com")
     for number in range(10):
         new_email = f"new{number}@example.com"
         tokens = []
@@ -141,8 +130,8 @@ def test_of_two_accounts_that_confirm_one_address_one_gets_it(in_app, post, quic
         assert in_app(users.find_by_email, new_email)
 
 
-def test_a_sign_in_beside_a_change_of_password_leaves_no_session(in_app, client, post, quick_user, app):
-    user = quick_user(ANN)
+def test_a_sign_in_beside_a_change_of_password_leaves_no_session(in_app, client, post, app):
+    user = in_app(make_user, email=ANN)
     passwords = [PASSWORD, NEW_PASSWORD]
     for _ in range(5):
         old, new = passwords
@@ -162,8 +151,8 @@ def test_a_sign_in_beside_a_change_of_password_leaves_no_session(in_app, client,
                 assert client.get(SESSIONS, headers=opened).json["code"] == "session_revoked"
 
 
-def test_a_sign_in_beside_a_deactivation_leaves_no_session(in_app, client, post, quick_user):
-    user = quick_user(ANN)
+def test_a_sign_in_beside_a_deactivation_leaves_no_session(in_app, client, post):
+    user = in_app(make_user, email=ANN)
     for _ in range(5):
         in_app(users.update_user, user.id, actor_id=None, is_active=True)
 
@@ -178,15 +167,15 @@ def test_a_sign_in_beside_a_deactivation_leaves_no_session(in_app, client, post,
                 assert client.get(SESSIONS, headers=opened).json["code"] == "session_revoked"
 
 
-def test_sign_ins_of_one_account_at_once_all_succeed(in_app, post, quick_user):
-    quick_user(ANN)
+def test_sign_ins_of_one_account_at_once_all_succeed(in_app, post):
+    in_app(make_user, email=ANN)
     responses = at_once(*[lambda: post("login", email=ANN, password=PASSWORD)] * ADMITTED)
     assert statuses(responses) == {200: ADMITTED}
     assert in_app(lambda: db.session.scalar(select(func.count()).select_from(Session))) == ADMITTED
 
 
-def test_of_thirty_attempts_at_once_ten_are_looked_at(post, quick_user):
-    quick_user(ANN)
+def test_of_thirty_attempts_at_once_ten_are_looked_at(in_app, post):
+    in_app(make_user, email=ANN)
     with ThreadPoolExecutor(ADMITTED) as threads:
         attempts = [threads.submit(post, "login", email=ANN, password=WRONG) for _ in range(30)]
         assert statuses(attempt.result() for attempt in attempts) == {401: 10, 429: 20}

@@ -15,6 +15,8 @@ from project.users.service import EmailTaken
 from tests.auth.asking import ANN, is_alive, signs_in
 from tests.factories import PASSWORD, make_session, make_user
 
+pytestmark = pytest.mark.usefixtures("hasher")
+
 NEW_PASSWORD = "tulip anvil grape lantern"
 NEW_EMAIL = "ann@example.org"
 WRONG = "wrong horse battery staple"
@@ -121,20 +123,20 @@ def test_a_password_is_changed_to_exactly_what_was_sent(caller):
 
 
 @pytest.mark.parametrize("password", [PASSWORD, WRONG])
-def test_after_five_wrong_passwords_none_is_looked_at(caller, quick_hasher, password):
+def test_after_five_wrong_passwords_none_is_looked_at(caller, hasher, password):
     for _ in range(5):
         assert refusals(change, caller, current=WRONG) == [("/current_password", "invalid_credentials")]
-    verified = quick_hasher.verified
+    verified = hasher.verified
     with pytest.raises(RateLimited):
         change(caller, current=password)
     with pytest.raises(RateLimited):
         credentials.request_email_change(caller, new_email=NEW_EMAIL, password=password)
     with pytest.raises(RateLimited):
         credentials.erase_account(caller, password=password)
-    assert quick_hasher.verified == verified == 5
+    assert hasher.verified == verified == 5
 
 
-def test_wrong_passwords_are_forgotten_after_ten_minutes_or_a_right_one(caller, quick_hasher, time_machine):
+def test_wrong_passwords_are_forgotten_after_ten_minutes_or_a_right_one(caller, time_machine):
     time_machine.move_to("2030-01-31T12:00:00Z", tick=False)
     for _ in range(5):
         refusals(change, caller, current=WRONG)
@@ -145,7 +147,7 @@ def test_wrong_passwords_are_forgotten_after_ten_minutes_or_a_right_one(caller, 
         change(caller, to=PASSWORD)
 
 
-def test_another_session_has_tries_of_its_own(caller, quick_hasher):
+def test_another_session_has_tries_of_its_own(caller):
     other = Principal(account=caller.account, session_id=make_session(caller.account).id)
     for _ in range(6):
         with pytest.raises((Invalid, RateLimited)):
@@ -240,7 +242,7 @@ def test_a_deactivated_account_gets_no_confirmation_and_confirms_nothing(caller,
     assert len(sent()) == 2
 
 
-def test_changes_of_address_do_not_fill_a_strangers_mailbox(caller, quick_hasher, sent):
+def test_changes_of_address_do_not_fill_a_strangers_mailbox(caller, sent):
     for _ in range(8):
         ask(caller)
     assert len([to for _, to in sent() if to == NEW_EMAIL]) == 5

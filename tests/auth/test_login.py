@@ -12,6 +12,8 @@ from project.users import service as users
 from tests.auth.asking import ANN
 from tests.factories import PASSWORD, make_user
 
+pytestmark = pytest.mark.usefixtures("hasher")
+
 # What is wrong with the account, when the password that comes is the right one.
 REFUSED = {
     "unknown": None,
@@ -103,9 +105,9 @@ def test_every_sign_in_opens_a_session_of_its_own(session):
 def test_a_hash_of_other_parameters_is_made_anew(session, hasher):
     user = make_user(email=ANN, password=False)
     with transaction():
-        user.password_hash = type(hasher)(time_cost=1, memory_cost=8, parallelism=1).hash(PASSWORD)
+        user.password_hash = type(hasher)(time_cost=2, memory_cost=16, parallelism=1).hash(PASSWORD)
     service.login(email=ANN, password=PASSWORD)
-    assert "$m=19456,t=2,p=1$" in (users.get_user(user.id).password_hash or "")
+    assert "$m=8,t=1,p=1$" in (users.get_user(user.id).password_hash or "")
     service.login(email=ANN, password=PASSWORD)
     assert (hasher.verified, hasher.hashed) == (2, 1)
 

@@ -4,7 +4,6 @@ import pytest
 
 from project.auth import service
 from project.auth.service import InvalidCredentials
-from project.database import transaction
 from project.errors import RateLimited
 from tests.auth.asking import ANN
 from tests.factories import PASSWORD, make_user
@@ -14,16 +13,9 @@ MINUTES = 60
 
 
 @pytest.fixture(autouse=True)
-def ann(in_app, quick_hasher):
-    """An account whose password is quickly verified."""
-
-    def make():
-        user = make_user(email=ANN)
-        with transaction():
-            user.password_hash = quick_hasher.hash(PASSWORD)
-        return user
-
-    return in_app(make)
+def ann(in_app, hasher):
+    """The account that is tried."""
+    return in_app(make_user, email=ANN)
 
 
 @pytest.fixture
@@ -49,12 +41,12 @@ def strangers(count: int) -> list[str]:
 
 
 @pytest.mark.parametrize("email", [ANN, "nobody@example.com"])
-def test_after_ten_attempts_from_a_network_the_password_is_not_looked_at(attempt, quick_hasher, email):
+def test_after_ten_attempts_from_a_network_the_password_is_not_looked_at(attempt, hasher, email):
     assert [attempt(email=email) for _ in range(10)] == ["refused"] * 10
-    verified = quick_hasher.verified
+    verified = hasher.verified
     assert [attempt(email=email) for _ in range(3)] == ["throttled"] * 3
     assert attempt(email=email, password=PASSWORD) == "throttled"
-    assert quick_hasher.verified == verified == 10
+    assert hasher.verified == verified == 10
 
 
 def test_the_budget_is_back_when_the_throttled_answer_says(attempt, calling_from, time_machine):

@@ -137,7 +137,7 @@ def test_hashes_are_argon2id_with_the_recommended_parameters():
     assert not needs_rehash(stored)
 
 
-def test_a_hash_of_other_parameters_needs_to_be_made_again(quick_hasher):
+def test_a_hash_of_other_parameters_needs_to_be_made_again(hasher):
     assert needs_rehash("$argon2id$v=19$m=19456,t=2,p=1$c29tZXNhbHQ$Gy8CtfGbEzOK0T9UhFkNCw")
     assert not needs_rehash(hash_password("tulipanvilgrape"))
 
@@ -169,7 +169,7 @@ def test_more_than_a_few_at_once_are_told_to_come_back(held_hasher):
     assert [one.result() for one in waiting] == [True] * ADMITTED
 
 
-def test_every_run_gives_its_place_back(quick_hasher):
+def test_every_run_gives_its_place_back(hasher):
     stored = hash_password("tulipanvilgrape")
     for _ in range(ADMITTED + 1):
         verify_password("tulipanvilgrape", stored)

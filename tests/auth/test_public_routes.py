@@ -8,6 +8,8 @@ from tests.auth.asking import ANN, statements_on
 from tests.auth.forgery import claims_of
 from tests.factories import PASSWORD, make_user
 
+pytestmark = pytest.mark.usefixtures("hasher")
+
 NEW_PASSWORD = "tulip anvil grape lantern"
 WRONG = "wrong horse battery staple"
 ACCEPTED = {"data": {"status": "accepted"}}
@@ -255,7 +257,7 @@ def test_an_address_has_a_hundred_tries_of_each_operation(client, name):
     assert client.options(path).status_code == 200
 
 
-def test_a_throttled_sign_in_says_when_to_come_back(post, quick_hasher):
+def test_a_throttled_sign_in_says_when_to_come_back(post):
     for _ in range(10):
         post("login", email=ANN, password=WRONG)
     response = post("login", email=ANN, password=WRONG)

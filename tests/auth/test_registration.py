@@ -11,6 +11,8 @@ from project.users import service as users
 from tests.auth.asking import ANN, signs_in
 from tests.factories import PASSWORD, make_user
 
+pytestmark = pytest.mark.usefixtures("hasher")
+
 OTHER_PASSWORD = "tulip anvil grape lantern"
 
 

@@ -15,6 +15,8 @@ from project.users.service import EmailTaken
 from tests.auth.asking import ANN, claims_for, is_alive, signs_in
 from tests.factories import PASSWORD, make_session, make_user
 
+pytestmark = pytest.mark.usefixtures("hasher")
+
 NEW_PASSWORD = "tulip anvil grape lantern"
 
 

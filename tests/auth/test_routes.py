@@ -8,6 +8,8 @@ from tests.auth.asking import ANN
 from tests.auth.forgery import claims_of
 from tests.factories import PASSWORD, make_user
 
+pytestmark = pytest.mark.usefixtures("hasher")
+
 SESSIONS = "/v1/auth/sessions"
 NEW_PASSWORD = "tulip anvil grape lantern"
 WRONG = "wrong horse battery staple"
@@ -214,7 +216,7 @@ def test_a_password_is_changed_only_with_the_current_one(post, as_user):
     assert "projectproject1" not in response.text
 
 
-def test_wrong_passwords_are_throttled_for_their_session_alone(post, as_user, sign_in, quick_hasher):
+def test_wrong_passwords_are_throttled_for_their_session_alone(post, as_user, sign_in):
     caller = as_user()
     for _ in range(5):
         assert fields(post("change-email", caller, new_email=ANN, password=WRONG)) == [
