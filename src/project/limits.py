@@ -58,10 +58,6 @@ def _caller() -> str:
     return f"user:{claims.user_id}" if claims else _address()
 
 
-def _is_preflight() -> bool:
-    return request.method == "OPTIONS"
-
-
 def limit(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Count a route against one of the limits in the settings; stands directly under the verb.
 
@@ -74,9 +70,9 @@ def limit(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
     def decorate(view: Callable[P, R]) -> Callable[P, R]:
         if name == "anonymous":
-            limited = limiter.limit(value, key_func=_address, exempt_when=_is_preflight)(view)
+            limited = limiter.limit(value, key_func=_address)(view)
         else:
-            limited = limiter.shared_limit(value, name, key_func=_caller, exempt_when=_is_preflight)(view)
+            limited = limiter.shared_limit(value, name, key_func=_caller)(view)
 
         @wraps(limited)
         def counted(*args: P.args, **kwargs: P.kwargs) -> R:
