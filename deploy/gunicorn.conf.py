@@ -6,9 +6,11 @@ trusted: half-open connections alone can keep it busy. `--bind` on the command l
 
 import sys
 from pathlib import Path
+from typing import Any
 
 from project.config import load_config
 from project.environment import ConfigError
+from project.jobs import start_local
 
 try:
     _settings = load_config()
@@ -20,6 +22,14 @@ worker_class = "gthread"
 workers = _settings.web_concurrency
 # Threads wait for the database, the disk or a payment provider most of the time.
 threads = _settings.web_threads
+
+
+def post_worker_init(worker: Any) -> None:
+    """Let the jobs of an SQLite database run in this process, also those that an earlier one left."""
+    if _settings.sqlite:
+        start_local(worker.wsgi)
+
+
 # The heartbeat is a file; on a disk a slow flush would look like a hung worker. This is a directory, so
 # there is no name that somebody could guess and take first.
 _memory = Path("/dev/shm")  # noqa: S108 # nosec B108

@@ -129,12 +129,17 @@ def load_config(env: Mapping[str, str] = os.environ) -> Settings:
         mail_from=read.text("MAIL_FROM", "Project <no-reply@localhost>"),
         payments_provider=_payments_provider(read),
     )
+    _check(read, settings)
+    return settings
+
+
+def _check(read: Reader, settings: Settings) -> None:
+    """Check what concerns several settings, or the machine."""
     if settings.production:
         _refuse_in_production(read, settings)
     if settings.sqlite:
         name = "DATABASE_URL" if read.text("DATABASE_URL") else "DATA_DIR"
-        _make_directory(name, Path(make_url(database_url).database or "").parent)
-    return settings
+        _make_directory(name, Path(make_url(settings.database_url).database or "").parent)
 
 
 def _database_url(read: Reader, data_dir: Path) -> str:

@@ -88,10 +88,7 @@ def paginate(
     scope = [page.sort, page.bound_to, str(tiebreaker), str(owner)]
     rows = statement
     if page.cursor is not None:
-        values = _read_cursor(page.cursor, scope, position)
-        here = tuple_(*position)
-        there = tuple_(*(literal(value, key.type) for key, value in zip(position, values, strict=True)))
-        rows = rows.where(here < there if descending else here > there)
+        rows = rows.where(_is_beyond(position, _read_cursor(page.cursor, scope, position), descending=descending))
     rows = rows.order_by(*(key.desc() if descending else key.asc() for key in position))
     # One row more than asked tells whether there is a next page.
     items = db.session.scalars(rows.limit(page.limit + 1)).all()
@@ -101,6 +98,14 @@ def paginate(
         next_cursor = _make_cursor([getattr(last, key.key) for key in position], scope)
     total = _count(statement, tiebreaker) if page.include_total else None
     return Page(items[: page.limit], limit=page.limit, next_cursor=next_cursor, total=total)
+
+
+def _is_beyond(
+    position: Sequence[InstrumentedAttribute[Any]], values: list[Any], *, descending: bool
+) -> ColumnElement[bool]:
+    here = tuple_(*position)
+    there = tuple_(*(literal(value, key.type) for key, value in zip(position, values, strict=True)))
+    return here < there if descending else here > there
 
 
 def next_link(page: Page[Any]) -> str | None:

@@ -1,0 +1,188 @@
+"""What holds for the code as a whole: rules that a reviewer would otherwise have to remember."""
+
+import ast
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from project.api import BLUEPRINTS, PREFIX
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCE = ROOT / "src" / "project"
+MODULES = sorted(SOURCE.rglob("*.py"))
+ROUTES = sorted([*SOURCE.glob("*/routes.py"), *SOURCE.glob("*/webhooks.py")])
+VERBS = {"get", "post", "put", "patch", "delete"}
+
+# Operations for everybody. A route that is not here needs a token.
+PUBLIC = {
+    "register",
+    "verify_email",
+    "resend_verification",
+    "login",
+    "forgot_password",
+    "reset_password",
+    "confirm_email",
+}
+# From the top: what may be counted before who is known, who is known before what is read.
+ORDER = [
+    ("verb", VERBS),
+    ("limit", {"limit"}),
+    ("who", {"public", "login_required", "role_required", "token_required"}),
+    ("idempotency", {"idempotent"}),
+    ("arguments", {"arguments"}),
+    ("response", {"response"}),
+    ("conditional", {"conditional"}),
+    ("precondition", {"precondition"}),
+    ("raises", {"raises"}),
+]
+# The loaders themselves, the Link header, and the digest in the address of an asset.
+MAY_READ_INPUT = {"json.py", "blueprint.py", "pagination.py", "pages.py"}
+MAY_READ_ENVIRONMENT = {"config.py", "app.py"}
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+@cache
+def tree(path: Path) -> ast.Module:
+    """Parse a module once."""
+    return ast.parse(path.read_text())
+
+
+def functions(path: Path) -> Iterator[Function]:
+    """Give every function of a module, nested ones too."""
+    return (node for node in ast.walk(tree(path)) if isinstance(node, Function))
+
+
+def decorators(function: Function) -> list[str]:
+    """Name the decorators of a function by their last part, from the top."""
+    names = []
+    for decorator in function.decorator_list:
+        target = decorator.func if isinstance(decorator, ast.Call) else decorator
+        names.append(target.attr if isinstance(target, ast.Attribute) else getattr(target, "id", ""))
+    return names
+
+
+def routes() -> list[tuple[Path, Function]]:
+    """Find every route by its verb."""
+    return [(path, function) for path in ROUTES for function in functions(path) if VERBS & set(decorators(function))]
+
+
+def body_lines(function: Function) -> int:
+    """Count the lines of a function below its docstring."""
+    body = function.body[1:] if ast.get_docstring(function) else function.body
+    return (body[-1].end_lineno or 0) - body[0].lineno + 1 if body else 0
+
+
+route = pytest.mark.parametrize(
+    ("path", "function"), routes(), ids=[f"{path.parent.name}.{function.name}" for path, function in routes()]
+)
+module = pytest.mark.parametrize("path", MODULES, ids=[str(path.relative_to(SOURCE)) for path in MODULES])
+
+
+def test_there_are_routes_to_look_at():
+    assert len(routes()) == sum(len(blueprint._endpoints) for blueprint in BLUEPRINTS)
+
+
+@route
+def test_a_route_asks_who_is_calling_unless_it_is_for_everybody(path, function):
+    guards = {"login_required", "role_required", "token_required"} & set(decorators(function))
+    assert bool(guards) != (function.name in PUBLIC)
+    assert ("public" in decorators(function)) == (function.name in PUBLIC)
+
+
+@route
+def test_a_route_has_its_decorators_in_the_one_order(path, function):
+    steps = [step for name in decorators(function) for step, names in ORDER if name in names]
+    assert len(steps) == len(function.decorator_list), "a decorator that the order does not know"
+    assert steps == sorted(steps, key=[step for step, _ in ORDER].index)
+    assert {"verb", "limit", "who", "response"} <= set(steps)
+
+
+@route
+def test_a_route_is_short_and_leaves_the_session_to_its_service(path, function):
+    assert body_lines(function) <= 10
+    assert "session" not in {node.attr for node in ast.walk(function) if isinstance(node, ast.Attribute)}
+    assert ast.get_docstring(function)
+
+
+@route
+def test_a_route_is_asked_for_in_the_tests(path, function):
+    decorator = function.decorator_list[0]
+    assert isinstance(decorator, ast.Call)
+    rule = ast.literal_eval(decorator.args[0])
+    prefix = next(
+        blueprint.url_prefix
+        for blueprint in BLUEPRINTS
+        if function.name in {endpoint.rpartition(".")[2] for endpoint in blueprint._endpoints}
+    )
+    # Ids are written in many ways, as {user.id}, {uuid4()} or {{id}}; what stands around them is fixed.
+    pattern = re.sub(r"<[^>]+>", "@", PREFIX + (prefix or "") + rule)
+    pattern = re.escape(pattern).replace("@", r"[^\s\"'/]+")
+    asked = re.compile(rf"{pattern}(?![a-z/-])")
+    assert any(asked.search(text) for text in test_sources()), f"no test asks for {rule}"
+
+
+@cache
+def test_sources() -> tuple[str, ...]:
+    """Read the other tests, with their constants for paths written out."""
+    return tuple(_written_out(path.read_text()) for path in (ROOT / "tests").rglob("*.py") if path != Path(__file__))
+
+
+def _written_out(source: str) -> str:
+    for name, value in re.findall(r'^([A-Z_]+) = "(/v1[^"]*)"$', source, re.MULTILINE):
+        source = source.replace(f"{{{name}}}", value)
+    return source
+
+
+# A helper whose name pytest would take for a test.
+test_sources.__test__ = False  # type: ignore[attr-defined]
+
+
+@module
+def test_a_module_says_what_lives_there_and_stays_small(path):
+    lines = path.read_text().splitlines()
+    assert len(lines) <= 300
+    assert not lines or ast.get_docstring(tree(path))
+
+
+@module
+def test_functions_stay_small_and_import_nothing(path):
+    for function in functions(path):
+        assert (function.end_lineno or 0) - function.lineno + 1 <= 40, function.name
+        assert not any(isinstance(node, ast.Import | ast.ImportFrom) for node in ast.walk(function)), function.name
+
+
+@module
+def test_only_the_database_module_commits(path):
+    calls = {node.attr for node in ast.walk(tree(path)) if isinstance(node, ast.Attribute)}
+    assert path.name == "database.py" or not calls & {"commit", "begin_nested"}
+
+
+@module
+def test_only_the_verifier_decodes_tokens(path):
+    source = path.read_text()
+    assert path.name == "tokens.py" or "decode_token" not in source
+    assert "jwt.decode(" not in source
+
+
+@module
+def test_input_is_read_by_the_strict_loaders_only(path):
+    reads = {
+        node.attr
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in {"request", "req"}
+    }
+    assert path.name in MAY_READ_INPUT or not reads & {"get_json", "get_data", "json", "form", "files", "args", "data"}
+
+
+@module
+def test_the_environment_is_read_in_one_place(path):
+    reads = {ast.unparse(node) for node in ast.walk(tree(path)) if isinstance(node, ast.Attribute)}
+    assert path.name in MAY_READ_ENVIRONMENT or not reads & {"os.environ", "os.getenv"}
+
+
+def test_there_is_no_module_for_what_has_no_place():
+    assert not {path.stem for path in MODULES} & {"utils", "helpers", "common", "misc", "manager"}
