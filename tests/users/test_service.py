@@ -57,6 +57,18 @@ def test_a_new_account_is_an_unconfirmed_user_without_a_password(session):
     assert service.get_user(user.id).email == ANN
 
 
+def test_an_account_is_found_by_its_id_and_address(session):
+    user = make_user(email=ANN)
+    make_user()
+    found = (
+        service.find_user(user.id),
+        service.get_user(user.id),
+        service.find_by_email(ANN),
+        service.get_by_email(ANN),
+    )
+    assert found == (user, user, user, user)
+
+
 def test_no_account_is_found_by_a_wrong_id_or_address(session):
     assert service.find_user(uuid4()) is None
     assert service.find_by_email(ANN) is None
