@@ -134,6 +134,8 @@ def _prepare_sqlite(engine: Engine) -> None:
         connection.execute("PRAGMA foreign_keys=ON")
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")
+        # Else INSERT OR REPLACE would delete a row without the triggers that forbid it.
+        connection.execute("PRAGMA recursive_triggers=ON")
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
@@ -148,11 +150,16 @@ def transaction() -> Iterator[None]:
 
     Any error undoes everything. Never leave one open across a provider call, a body read or a mail. Changes to
     objects belong inside: outside, the session is in AUTOCOMMIT and only reads.
+
+    Raises:
+        RuntimeError: objects were changed before the block, which would have written them by themselves.
     """
     session = db.session()
     if session.info.get("transaction"):
         yield
         return
+    if session.new or session.dirty or session.deleted:
+        raise RuntimeError("objects were changed outside transaction()")
     session.commit()  # ends the phase of autocommitted reads; without it the connection's mode could not change
     callbacks: list[Callable[[], None]] = []
     session.info.update(transaction=True, on_commit=callbacks)

@@ -189,6 +189,11 @@ def release(claimed: Claim) -> bool:
         return db.session.scalar(unused.returning(IdempotencyKey.key)) is not None
 
 
+def forget(user_id: UUID) -> None:
+    """Delete the keys of an erased account, whose stored answers name people; in the caller's transaction."""
+    db.session.execute(delete(IdempotencyKey).where(IdempotencyKey.user_id == user_id))
+
+
 def purge(now: datetime | None = None) -> int:
     """Delete the keys that are older than 24 hours, a batch at a time, and return how many there were."""
     old = select(IdempotencyKey.user_id, IdempotencyKey.key).where(

@@ -8,6 +8,7 @@ from project.auth import links
 from project.auth.models import KnownNetwork, Link, LinkPurpose, Session
 from project.database import db, transaction, utcnow
 from project.errors import NotFound
+from project.idempotency_keys import IdempotencyKey, claim
 from project.security import Role
 from project.users import service
 from project.users.models import User
@@ -16,13 +17,14 @@ from tests.factories import PASSWORD, make_user
 USERS = "/v1/users"
 ME = f"{USERS}/me"
 ANN = "ann.canary@example.com"
-OWN = (Session, Link, KnownNetwork)
+OWN = (Session, Link, KnownNetwork, IdempotencyKey)
 
 
 def leave_traces(user: User) -> None:
-    """Give an account links of every kind, and a network it has signed in from."""
+    """Give an account links of every kind, an idempotency key, and a network it has signed in from."""
     for purpose in LinkPurpose:
         links.send_link(user, purpose, to=str(user.email), email="new.canary@example.com")
+    claim(user_id=user.id, key="a-key", method="POST", path=USERS, fingerprint="0")
     with transaction():
         db.session.add(KnownNetwork(user_id=user.id, network="203.0.113.0/24", last_login_at=utcnow()))
 
@@ -99,17 +101,17 @@ def test_an_erased_account_keeps_its_row_without_the_person(erase, ann, stored):
     assert found.version == ann.user.version + 1
 
 
-def test_sessions_links_and_networks_go_with_the_account(erase, ann, in_app):
-    assert [in_app(count, model, ann.user) for model in OWN] == [1, 4, 1]
+def test_sessions_links_networks_and_keys_go_with_the_account(erase, ann, in_app):
+    assert [in_app(count, model, ann.user) for model in OWN] == [1, 4, 1, 1]
     erase()
-    assert [in_app(count, model, ann.user) for model in OWN] == [0, 0, 0]
+    assert [in_app(count, model, ann.user) for model in OWN] == [0, 0, 0, 0]
 
 
 def test_others_keep_theirs(erase, as_user, in_app):
     other = as_user(email="ben@example.com")
     in_app(leave_traces, other.user)
     erase()
-    assert [in_app(count, model, other.user) for model in OWN] == [1, 4, 1]
+    assert [in_app(count, model, other.user) for model in OWN] == [1, 4, 1, 1]
 
 
 def test_nothing_personal_is_left_in_any_table(erase, client, ann, in_app, run_jobs):

@@ -12,7 +12,7 @@ from project import audit
 from project.database import db, transaction, utcnow
 from project.errors import Conflict, NotFound, PreconditionFailed
 from project.etags import Expected, matches
-from project.idempotency_keys import attach
+from project.idempotency_keys import attach, forget
 from project.pagination import Page, PageRequest, contains, paginate
 from project.security import Role
 from project.users.models import SORTS, User
@@ -172,6 +172,7 @@ def erase_user(user_id: UUID, *, actor_id: UUID | None, expected: Expected = Non
     }
     with transaction():
         _apply(user_id, expected, values)
+        forget(user_id)
         for eraser in _erasers:
             eraser(user_id)
         _record("user_erased", user_id, actor_id=actor_id)
