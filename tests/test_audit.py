@@ -179,6 +179,17 @@ def test_no_statement_changes_or_deletes_an_event(session, statement):
     assert session.execute(select(AuditEvent.__table__).order_by(AuditEvent.at)).all() == before
 
 
+def test_no_event_is_replaced_on_sqlite(session):
+    if db.engine.dialect.name != "sqlite":
+        pytest.skip("only SQLite has INSERT OR REPLACE")
+    write_five()
+    replace = (
+        "INSERT OR REPLACE INTO audit_events (id, at, action, data) SELECT id, at, 'nothing', data FROM audit_events"
+    )
+    with pytest.raises(DBAPIError, match="append-only"), transaction():
+        session.execute(text(replace))
+
+
 @pytest.mark.parametrize("change", [lambda event: setattr(event, "data", {}), db.session.delete])
 def test_no_event_in_hand_is_changed_or_deleted(session, change):
     write_five()
