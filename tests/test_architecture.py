@@ -1,14 +1,22 @@
 """What holds for the code as a whole: rules that a reviewer would otherwise have to remember."""
 
 import ast
+import configparser
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+import flask_migrate
 import pytest
+from werkzeug.routing import Rule
 
+from project import create_app
 from project.api import BLUEPRINTS, PREFIX
+from project.json import MAX_BODY_BYTES
+from tests.conftest import ENV
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "project"
@@ -41,6 +49,10 @@ ORDER = [
 # The loaders themselves, the Link header, and the digest in the address of an asset.
 MAY_READ_INPUT = {"json.py", "blueprint.py", "pagination.py", "pages.py"}
 MAY_READ_ENVIRONMENT = {"config.py", "app.py"}
+NEED_A_REQUEST = {"routes.py", "webhooks.py", "tokens.py"}
+# What every problem has (RFC 9457, with code and request_id of ours).
+MEMBERS = {"type", "title", "status", "detail", "instance", "code", "request_id"}
+ID = "0190f8e2-5a3b-7c4d-8e9f-0a1b2c3d4e5f"
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -186,3 +198,118 @@ def test_the_environment_is_read_in_one_place(path):
 
 def test_there_is_no_module_for_what_has_no_place():
     assert not {path.stem for path in MODULES} & {"utils", "helpers", "common", "misc", "manager"}
+
+
+@module
+def test_services_and_models_know_nothing_of_requests(path):
+    # What the contract in setup.cfg says of the modules it lists holds for all that a feature may get.
+    imported = {name.partition(".")[0] for name in imports(path)}
+    in_feature = path.parent != SOURCE and path.name not in NEED_A_REQUEST
+    assert not in_feature or not {name for name in imported if name.startswith("flask")}
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Name the modules that a module imports."""
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.ImportFrom):
+            yield node.module or ""
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
+def test_every_module_has_its_place_among_the_layers():
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    layers = config["importlinter:contract:layers"]["layers"]
+    names = {".".join(path.relative_to(SOURCE.parent).with_suffix("").parts) for path in MODULES}
+    assert {name for name in names if not name.endswith("__init__")} == set(re.findall(r"project[\w.]+", layers))
+
+
+# --- the running application ------------------------------------------------------------------------------------------
+
+
+def operations(app) -> list[tuple[str, str, Rule]]:
+    """Give every operation of the API: method, a path, and its rule."""
+    return [
+        (method, re.sub(r"<[^>]+>", ID, rule.rule), rule)
+        for rule in app.url_map.iter_rules()
+        for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
+        if rule.rule.startswith(PREFIX)
+    ]
+
+
+def test_every_operation_outside_the_public_list_is_401_without_a_token(app, client):
+    statuses = {rule.endpoint: client.open(path, method=method).status_code for method, path, rule in operations(app)}
+
+    assert {endpoint.partition(".")[2] for endpoint, status in statuses.items() if status != 401} == PUBLIC
+
+
+def test_every_operation_is_limited_the_public_ones_each_by_itself(app):
+    for _, _, rule in operations(app):
+        marks = app.view_functions[rule.endpoint]._apidoc
+        assert marks["limit"] in {"read", "write", "anonymous"}
+        assert (marks["limit"] == "anonymous") == (marks["auth"] == "public")
+        assert (marks["limit"] == "read") == ("GET" in (rule.methods or set()))
+
+
+REFUSALS = [
+    ("anonymous", "GET", "/v1/nothing", {}, 404, "not_found"),
+    ("anonymous", "GET", "/nothing", {}, 404, "not_found"),
+    ("anonymous", "PUT", "/v1/users/me", {}, 405, "method_not_allowed"),
+    ("anonymous", "DELETE", "/healthz", {}, 405, "method_not_allowed"),
+    ("anonymous", "GET", "/v1/users/me", {}, 401, "token_required"),
+    ("anonymous", "GET", "/v1/users/me", {"headers": {"Authorization": "Bearer x.y.z"}}, 401, "invalid_token"),
+    ("anonymous", "POST", "/v1/auth/verify-email", {"json": {"token": "x"}}, 400, "invalid_link"),
+    ("anonymous", "GET", "/", {"headers": {"Host": "evil.example"}}, 400, "bad_request"),
+    ("user", "GET", "/v1/users", {}, 403, "forbidden"),
+    ("user", "DELETE", f"/v1/auth/sessions/{ID}", {}, 404, "not_found"),
+    ("user", "GET", "/v1/auth/sessions?cursor=x", {}, 400, "invalid_cursor"),
+    ("user", "GET", "/v1/auth/sessions?limit=0", {}, 422, "validation_error"),
+    ("user", "PATCH", "/v1/users/me", {"data": b"{", "content_type": "application/json"}, 400, "invalid_json"),
+    ("user", "PATCH", "/v1/users/me", {"data": b"{}", "content_type": "text/plain"}, 415, "unsupported_media_type"),
+    ("user", "PATCH", "/v1/users/me", {"json": "x" * MAX_BODY_BYTES}, 413, "payload_too_large"),
+    ("user", "PATCH", "/v1/users/me", {"json": {"name": 1}}, 422, "validation_error"),
+    ("user", "PATCH", "/v1/users/me", {"json": {}, "headers": {"If-Match": '"old"'}}, 412, "precondition_failed"),
+    ("admin", "PATCH", "/v1/users/{me}", {"json": {"role": "user"}}, 409, "last_admin"),
+]
+
+
+@pytest.mark.parametrize(("caller", "method", "path", "sent", "status", "code"), REFUSALS)
+def test_there_is_one_error_body(client, as_user, caller, method, path, sent, status, code):
+    signed_in = as_user(role=caller) if caller != "anonymous" else None
+    headers = {**(signed_in or {}), **sent.get("headers", {})}
+    url = path.replace("{me}", str(signed_in.user.id)) if signed_in else path
+
+    response = client.open(url, method=method, **{**sent, "headers": headers})
+
+    assert (response.status_code, response.content_type) == (status, "application/problem+json")
+    assert set(response.json) == MEMBERS | ({"errors"} if status == 422 else set())
+    assert (response.json["status"], response.json["code"], response.json["type"]) == (status, code, f"/errors#{code}")
+    assert response.json["instance"] == url.partition("?")[0]
+    assert response.json["request_id"] == response.headers["X-Request-ID"]
+
+
+# --- migrations -------------------------------------------------------------------------------------------------------
+
+LEFT_OUT = {
+    "prefer-bigint-over-int": "what is counted in integers belongs to one account or is an HTTP status",
+    "prefer-text-field": "lengths are bounded in the database as well, and are the same on SQLite",
+    "require-lock-timeout": "migrations/env.py sets it for every migration",
+    "require-statement-timeout": "migrations/env.py sets it for every migration",
+}
+
+
+def test_the_migrations_lock_no_table_for_long(tmp_path, capsys):
+    """Ask squawk, except about 0001: that is Procrastinate's own schema, and the first of all."""
+    env = {**ENV, "DATA_DIR": str(tmp_path), "DATABASE_URL": "postgresql://nobody@127.0.0.1/not-connected-to"}
+    with create_app(env).app_context():
+        flask_migrate.upgrade(revision="0001:head", sql=True)
+    migrations = tmp_path / "migrations.sql"
+    migrations.write_text(capsys.readouterr().out)
+    squawk = Path(sys.executable).with_name("squawk")
+    options = ["--pg-version=15", "--reporter=gcc", f"--exclude={','.join(LEFT_OUT)}"]
+
+    done = subprocess.run([squawk, *options, migrations], check=False, capture_output=True, text=True)
+
+    assert "CREATE TABLE users" in migrations.read_text()
+    assert done.returncode == 0, done.stdout + done.stderr
