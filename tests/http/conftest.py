@@ -90,15 +90,22 @@ class Cluster:
 
 
 @pytest.fixture(scope="session")
+def template(postgres_url: str) -> str:
+    """The name of a migrated database, to be copied."""
+    return ensure_template(
+        postgres_url, "project_template", lambda url: flask({**SETTINGS, "DATABASE_URL": url}, "db", "upgrade")
+    )
+
+
+@pytest.fixture(scope="session")
 def cluster(
-    postgres_url: str, valkey_url: str, worker_id: str, tmp_path_factory: pytest.TempPathFactory
+    postgres_url: str, template: str, valkey_url: str, worker_id: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Cluster]:
     """The servers of these tests. At the end their logs must be clean."""
     data_dir = tmp_path_factory.mktemp("cluster")
-    template = ensure_template(postgres_url, "project_template", lambda url: flask(url, "db", "upgrade"))
     database_url = create_database(postgres_url, f"project_http_{worker_id}", template)
     env = {**SETTINGS, "DATABASE_URL": database_url, "REDIS_URL": valkey_url, "DATA_DIR": str(data_dir)}
-    flask(database_url, "users", "create-admin", ADMIN_EMAIL, "--password-stdin", entered=PASSWORD)
+    flask(env, "users", "create-admin", ADMIN_EMAIL, "--password-stdin", entered=PASSWORD)
     log = data_dir / "worker.log"
     with run_worker(env, log), run_server(env) as first, run_server({**env, "WEB_CONCURRENCY": "2"}) as second:
         found = Cluster(env, first, second, log)
@@ -107,11 +114,10 @@ def cluster(
             check_log(text)
 
 
-def flask(database_url: str, *arguments: str, entered: str = "") -> None:
-    """Run a `flask` command on a database."""
-    env = _inherited({**SETTINGS, "DATABASE_URL": database_url})
+def flask(env: Mapping[str, str], *arguments: str, entered: str = "") -> None:
+    """Run a `flask` command with these settings."""
     done = subprocess.run(
-        [*FLASK, *arguments], input=entered, text=True, check=False, cwd=ROOT, env=env, capture_output=True
+        [*FLASK, *arguments], input=entered, text=True, check=False, cwd=ROOT, env=_inherited(env), capture_output=True
     )
     assert done.returncode == 0, done.stderr
 
