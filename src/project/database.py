@@ -11,7 +11,7 @@ from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy import DateTime, Dialect, Engine, Enum, MetaData, TypeDecorator, Uuid, event
 from sqlalchemy.engine import Connection, make_url
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, registry
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, registry
 from typing_extensions import override
 from uuid_utils.compat import uuid7 as _uuid7
 
@@ -152,21 +152,30 @@ def transaction() -> Iterator[None]:
     objects belong inside: outside, the session is in AUTOCOMMIT and only reads.
 
     Raises:
-        RuntimeError: objects were changed before the block, which would have written them by themselves.
+        RuntimeError: objects were changed before the block, which would have written them by themselves; or the
+            error of a nested block was caught, and half of the work would have been kept.
     """
     session = db.session()
-    if session.info.get("transaction"):
-        yield
+    if not session.info.get("transaction"):
+        yield from _outermost(session)
         return
+    try:
+        yield
+    except BaseException:
+        session.info["failed"] = True
+        raise
+
+
+def _outermost(session: Session) -> Iterator[None]:
     if session.new or session.dirty or session.deleted:
         raise RuntimeError("objects were changed outside transaction()")
     session.commit()  # ends the phase of autocommitted reads; without it the connection's mode could not change
     callbacks: list[Callable[[], None]] = []
-    session.info.update(transaction=True, on_commit=callbacks)
+    session.info.update(transaction=True, failed=False, on_commit=callbacks)
     try:
         _begin_write()
         yield
-        session.commit()
+        _commit(session)
     except BaseException:
         session.rollback()
         raise
@@ -174,6 +183,12 @@ def transaction() -> Iterator[None]:
         session.info["transaction"] = False
     for callback in callbacks:
         callback()
+
+
+def _commit(session: Session) -> None:
+    if session.info["failed"]:
+        raise RuntimeError("the error of a nested transaction() was caught")
+    session.commit()
 
 
 def _begin_write() -> None:
