@@ -65,9 +65,7 @@ def list_things():
 
 
 def list_page(page: PageRequest, *, owner=OWNER):
-    return paginate(
-        select(Thing).where(Thing.owner_id == OWNER), page, sorts=SORTS, tiebreaker=Thing.id, owner=owner
-    )
+    return paginate(select(Thing).where(Thing.owner_id == OWNER), page, sorts=SORTS, tiebreaker=Thing.id, owner=owner)
 
 
 def random_things(random: Random, count: int) -> list[dict]:
@@ -300,9 +298,7 @@ def test_following_the_link_header_shows_everything_once(app: Flask):
 def test_the_link_keeps_the_other_parameters_and_replaces_the_cursor(sqlite_app: Flask):
     page = pagination.Page(["a"], limit=1, next_cursor="next")
     with sqlite_app.test_request_context("/a b/é?q=x%26y>&cursor=old&limit=1"):
-        assert next_link(page) == (
-            '<https://api.example.com/a%20b/%C3%A9?q=x%26y%3E&limit=1&cursor=next>; rel="next"'
-        )
+        assert next_link(page) == ('<https://api.example.com/a%20b/%C3%A9?q=x%26y%3E&limit=1&cursor=next>; rel="next"')
 
 
 @pytest.mark.parametrize(

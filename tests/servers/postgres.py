@@ -98,9 +98,7 @@ def _own_directory(path: Path, account: Account) -> Path:
 def _initdb(install: Path, data: Path, account: Account) -> None:
     options = ["-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-locale", "--no-sync", "--no-instructions"]
     command: list[str | Path] = [install / "bin" / "initdb", "-D", data, *options]
-    result = subprocess.run(
-        command, check=False, capture_output=True, text=True, env=ENVIRONMENT, cwd="/", **account
-    )
+    result = subprocess.run(command, check=False, capture_output=True, text=True, env=ENVIRONMENT, cwd="/", **account)
     if result.returncode:
         raise ServerFailedError(f"initdb failed:\n{result.stdout}{result.stderr}")
 

@@ -101,9 +101,7 @@ def _die_with_parent(stop_signal: signal.Signals) -> Callable[[], object] | None
     return lambda: libc.prctl(PR_SET_PDEATHSIG, int(stop_signal))
 
 
-def _wait_until_ready(
-    process: subprocess.Popen[bytes], ready: Callable[[], bool], log: Path, seconds: float
-) -> None:
+def _wait_until_ready(process: subprocess.Popen[bytes], ready: Callable[[], bool], log: Path, seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while not ready():
         if process.poll() is not None:
