@@ -72,7 +72,7 @@ def login(*, email: str, password: str) -> SignIn:
         resend_verification(email=email)
         raise InvalidCredentials()
     sign_in = _open_session(user, password, client_network)
-    refill("login_network", *_attempt_key(email, client_network, known=known))
+    refill("login_network", *_attempt_key(email, client_network))
     return sign_in
 
 
@@ -88,15 +88,17 @@ def _find_candidate(email: str, client_network: str) -> tuple[User | None, bool]
     return (found[0], found[1] is not None) if found else (None, False)
 
 
-def _attempt_key(email: str, client_network: str, *, known: bool) -> tuple[str, ...]:
-    account = hashlib.sha256(email.encode()).hexdigest()[:32]
-    return ("known" if known else "stranger", account, client_network)
+def _attempt_key(email: str, client_network: str) -> tuple[str, str]:
+    return hashlib.sha256(email.encode()).hexdigest()[:32], client_network
 
 
 def _spend_attempt(email: str, client_network: str, *, known: bool) -> None:
-    """Count an attempt. A network that the owner signs in from has its own budget, which strangers cannot spend."""
-    kind, account, net = _attempt_key(email, client_network, known=known)
-    spend("login_network", kind, account, net)
+    """Count an attempt against the network, and against what all strangers have together.
+
+    A network that the owner signs in from has its own budget alone, so that strangers cannot lock the owner out.
+    """
+    account, _ = key = _attempt_key(email, client_network)
+    spend("login_network", *key)
     if not known:
         spend("login_account", account)
 
