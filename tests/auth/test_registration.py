@@ -1,10 +1,11 @@
 from unicodedata import normalize
 
 import pytest
+from sqlalchemy import select
 
 from project.auth import links
 from project.auth.links import InvalidLink
-from project.auth.models import LinkPurpose
+from project.auth.models import Link, LinkPurpose
 from project.errors import Invalid
 from project.security import Role
 from project.users import service as users
@@ -127,12 +128,23 @@ def test_who_registers_composed_does_not_sign_in_decomposed(session, mailed_toke
     assert not signs_in(normalize("NFD", composed))
 
 
-def test_a_verification_may_be_asked_for_again_and_confirms_the_same_password(session, sent, outbox):
+def test_a_verification_that_is_asked_for_again_confirms_the_last_password(session, sent, outbox):
+    links.register(email=ANN, password=OTHER_PASSWORD)
     links.register(email=ANN, password=PASSWORD)
     links.resend_verification(email=ANN)
-    assert sent() == [("verify_email", ANN)] * 2
+    assert sent() == [("verify_email", ANN)] * 3
     links.verify_email(token=outbox[-1].context["link"].partition("#token=")[2])
     assert signs_in(PASSWORD)
+
+
+def test_no_link_is_left_after_a_verification(session, mailed_token):
+    for _ in range(2):
+        links.register(email=ANN, password=PASSWORD)
+    links.forgot_password(email=ANN)
+    links.verify_email(token=mailed_token("verify_email"))
+    with pytest.raises(InvalidLink):
+        links.reset_password(token=mailed_token("reset_password"), password=OTHER_PASSWORD)
+    assert session.scalars(select(Link)).all() == []
 
 
 @pytest.mark.parametrize(

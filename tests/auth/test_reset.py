@@ -106,18 +106,18 @@ def test_a_reset_disables_every_other_link(session, outbox, run_jobs, ask):
     [
         ("tulip anvil", "password_too_short"),
         ("x" * 257, "password_too_long"),
-        ("wilhelmina.q", "password_too_common"),
+        ("zkqyvxwzkqyvxw", "password_too_common"),
     ],
 )
 def test_a_bad_password_is_refused_and_the_link_stays_good(session, mailed_token, password, code):
-    make_user(email="wilhelmina.q@example.com")
-    links.forgot_password(email="wilhelmina.q@example.com")
+    make_user(email="zkqyvxw@example.com")
+    links.forgot_password(email="zkqyvxw@example.com")
     token = mailed_token("reset_password")
     with pytest.raises(Invalid) as caught:
         links.reset_password(token=token, password=password)
     assert [(field.pointer, field.code) for field in caught.value.errors] == [("/password", code)]
     links.reset_password(token=token, password=NEW_PASSWORD)
-    assert signs_in(NEW_PASSWORD, "wilhelmina.q@example.com")
+    assert signs_in(NEW_PASSWORD, "zkqyvxw@example.com")
 
 
 @pytest.mark.parametrize("template", ["verify_email", "confirm_email"])
