@@ -27,6 +27,7 @@ from project.users.models import User
 from tests import factories
 from tests.conftest import ENV, migrated
 from tests.servers.app import INHERITED
+from tests.servers.process import free_port
 
 ROOT = Path(__file__).parents[1]
 PASSWORD = "plenty of unrelated words"
@@ -357,7 +358,7 @@ def test_a_database_without_tables_is_one_line(tmp_path, command):
 
 
 def test_a_database_that_is_down_is_one_line(tmp_path):
-    env = {**ENV, "DATA_DIR": str(tmp_path), "DATABASE_URL": "postgresql://app:sesame@127.0.0.1:1/app"}
+    env = {**ENV, "DATA_DIR": str(tmp_path), "DATABASE_URL": f"postgresql://app:sesame@127.0.0.1:{free_port()}/app"}
     message = refused(create_app(env).test_cli_runner().invoke(args=["users", "list"]))
 
     assert "Is it running" in message

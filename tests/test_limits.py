@@ -24,6 +24,7 @@ from project.extensions import limiter
 from tests import factories
 from tests.conftest import ENV, migrated
 from tests.servers import run_server, run_valkey
+from tests.servers.process import free_port
 
 MEMBERS = {"type", "title", "status", "detail", "instance", "code", "request_id"}
 TIGHT = {"LIMIT_READ": "3/minute", "LIMIT_WRITE": "2/minute", "LIMIT_ANONYMOUS": "2/15 minutes"}
@@ -451,8 +452,7 @@ def test_boththat_wait_while_the_storage_dies_are_counted_in_memory(make_app):
 
 
 def test_services_count_in_memory_when_the_storage_is_away(make_app):
-    # Nobody listens at port 1.
-    with make_app(REDIS_URL="redis://127.0.0.1:1", LIMIT_PASSWORD="2/hour").app_context():
+    with make_app(REDIS_URL=f"redis://127.0.0.1:{free_port()}", LIMIT_PASSWORD="2/hour").app_context():
         limits.spend("password", "dead storage")
         limits.spend("password", "dead storage")
         with pytest.raises(RateLimited):
