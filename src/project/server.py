@@ -57,14 +57,17 @@ def serve() -> None:
 
 def _supervise(commands: list[list[str]]) -> None:
     """Run the commands until one ends or a signal comes, then end them all in good order."""
-    children = [subprocess.Popen(command) for command in commands]  # noqa: S603 - fixed commands without a shell
+    children: list[subprocess.Popen[bytes]] = []
 
     def stop(*_: Any) -> None:
         for child in children:
             child.send_signal(signal.SIGTERM)
 
+    # First the handlers: a signal that comes while the children are starting must not leave one of them behind.
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
+    for command in commands:
+        children.append(subprocess.Popen(command))  # noqa: S603, PERF401 - fixed commands without a shell; one by one
     _, status = os.wait()
     stop()
     for child in children:
