@@ -37,10 +37,11 @@ CONFIG = {
         "with-security-parameters": False,
     },
 }
-# The document cannot tell that a token, cursor, key or password of the right form is not the right one, that an
-# address does not exist, or that a password is easy to guess.
+# The document does not tell that a token, cursor, key or password of the right form is not the right one, that a text
+# which looks like an address is none, that a password is easy to guess, or that no text may hold NUL.
 BEYOND_THE_DOCUMENT = {
     "idempotency_key_reused",
+    "invalid_characters",
     "invalid_credentials",
     "invalid_cursor",
     "invalid_email",
