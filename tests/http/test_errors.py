@@ -1,10 +1,11 @@
 """Paths, methods, hosts and headers that are refused over HTTP, in one shape and with the right code."""
 
+from collections.abc import Callable
 from uuid import UUID
 
 import pytest
 
-from tests.http.client import Account, Api, problem, raw, raw_problem, raw_request
+from tests.http.client import Account, Api, Outbox, problem, raw, raw_problem, raw_request
 
 MISSING = "0190f8e2-5a3b-7c4d-8e9f-0a1b2c3d4e5f"
 
@@ -145,6 +146,39 @@ def test_an_unknown_host_is_400(base_url: str, host: str) -> None:
 def test_two_hosts_are_400(base_url: str) -> None:
     request = raw_request(base_url, "/v1/users/me", headers=["Host: evil.example"])
     assert raw(base_url, request).status == 400
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"X-Forwarded-Host": "evil.example"},
+        {"X-Forwarded-Host": "evil.example", "X-Forwarded-Proto": "https", "X-Forwarded-Port": "1"},
+        {"Forwarded": "host=evil.example;proto=https"},
+        {"X-Original-Host": "evil.example", "X-Host": "evil.example", "Origin": "https://evil.example"},
+        {"Referer": "https://evil.example/"},
+    ],
+)
+def test_no_header_decides_where_a_mail_leads(
+    anonymous: Api, outbox: Outbox, new_user: Callable[[], Account], headers: dict[str, str]
+) -> None:
+    address = new_user().email
+    assert anonymous.post("/v1/auth/forgot-password", json={"email": address}, headers=headers).status_code == 202
+    mail = outbox.wait_for("reset_password", address)[-1]
+    assert "evil" not in mail.as_string()
+    assert "#token=" in mail.as_string()
+
+
+@pytest.mark.parametrize("protocol", ["h2c", "TLS/1.2"])
+def test_an_upgrade_is_declined(base_url: str, protocol: str) -> None:
+    headers = [f"Upgrade: {protocol}", "HTTP2-Settings: AAMAAABkAAQAAP__"]
+    request = raw_request(base_url, "/v1/users/me", headers=headers).replace(b": close", b": Upgrade, HTTP2-Settings")
+    raw_problem(raw(base_url, request, half_close=True), "/v1/users/me", 401, "token_required")
+
+
+def test_http_1_0_is_served_and_0_9_is_not(base_url: str) -> None:
+    request = raw_request(base_url, "/v1/users/me")
+    raw_problem(raw(base_url, request.replace(b"HTTP/1.1", b"HTTP/1.0")), "/v1/users/me", 401, "token_required")
+    assert raw(base_url, request.replace(b" HTTP/1.1", b"")).status == 400
 
 
 @pytest.mark.parametrize("given", ["short", "x" * 65, "with space in it", "a;b;c;d;e", "ünicode-id", "<script>alert"])

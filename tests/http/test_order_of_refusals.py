@@ -38,6 +38,9 @@ def test_the_address_is_limited_before_the_password_is_looked_at(run_with: Start
     problem(tight.post("/v1/auth/login", json=body), 401, "invalid_credentials")
     response = tight.post("/v1/auth/login", json=body)
     problem(response, 429, "rate_limited")
+    for header in ("X-Forwarded-For", "X-Real-IP", "CF-Connecting-IP", "True-Client-IP", "Forwarded"):
+        elsewhere = {header: "for=203.0.113.7" if header == "Forwarded" else "203.0.113.7"}
+        problem(tight.post("/v1/auth/login", json=body, headers=elsewhere), 429, "rate_limited")
     assert response.headers["RateLimit-Policy"].endswith(";q=1;w=3600")
     assert ";r=0;t=" in response.headers["RateLimit"]
 

@@ -90,8 +90,10 @@ def test_strange_but_valid_queries_are_answered(admin: Account, query: str) -> N
     assert admin.api.get(f"/v1/users?{query}").status_code == 200
 
 
-def test_wildcards_in_a_search_are_ordinary_characters(admin: Account) -> None:
-    assert admin.api.get("/v1/users?q=%25&include_total=true").json()["meta"]["total"] == 0
+@pytest.mark.parametrize("pattern", ["canary%", "canary_", "canary%example", "c%", "canary\\-"])
+def test_wildcards_in_a_search_are_ordinary_characters(admin: Account, user: Account, pattern: str) -> None:
+    assert user.email.startswith("canary-")
+    assert admin.api.get("/v1/users", params={"q": pattern}).json()["data"] == []
 
 
 @pytest.mark.parametrize("name", ["fields", "include", "expand", "offset", "page"])
