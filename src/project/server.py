@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from project.users.models import User
 ROOT = Path(__file__).parents[2]
 GUNICORN = [sys.executable, "-m", "gunicorn", "-c", str(ROOT / "deploy" / "gunicorn.conf.py"), "wsgi:app"]
 WORKER = [sys.executable, "-m", "flask", "worker"]
+POLL_SECONDS = 0.2
 
 
 def prepare() -> None:
@@ -68,8 +70,11 @@ def _supervise(commands: list[list[str]]) -> None:
     signal.signal(signal.SIGINT, stop)
     for command in commands:
         children.append(subprocess.Popen(command))  # noqa: S603, PERF401 - fixed commands without a shell; one by one
-    _, status = os.wait()
+    # Looked after rather than waited for: a signal that comes just before os.wait() is not heard until that returns.
+    while all(child.poll() is None for child in children):
+        time.sleep(POLL_SECONDS)
+    failed = any(child.returncode for child in children)
     stop()
     for child in children:
         child.wait()
-    sys.exit(os.waitstatus_to_exitcode(status) and 1)
+    sys.exit(failed)
