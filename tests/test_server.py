@@ -39,7 +39,7 @@ def make_app(tmp_path) -> Iterator[Callable[..., Flask]]:
     made: list[Flask] = []
 
     def make(**settings: str) -> Flask:
-        made.append(create_app({**ENV, "DATA_DIR": str(tmp_path / "data"), **settings}))
+        made.append(create_app({**ENV, "DATA_DIR": str(tmp_path / "data"), "PORT": str(free_port()), **settings}))
         return made[-1]
 
     yield make
@@ -191,7 +191,13 @@ def test_on_postgresql_a_worker_runs_beside_the_server_and_none_lives_without_th
 SUPERVISE = """
 import sys
 from project.server import _supervise
-wait = "import signal; signal.signal(signal.SIGTERM, lambda *_: exit(0)); print('waiting', flush=True); signal.pause()"
+wait = '''
+import signal, time
+signal.signal(signal.SIGTERM, lambda *_: exit(0))
+print("waiting", flush=True)
+while True:
+    time.sleep(0.05)
+'''
 _supervise([[sys.executable, "-c", {first!r} or wait], [sys.executable, "-c", wait]])
 """
 
