@@ -1,6 +1,6 @@
 """How gunicorn serves the application: `gunicorn -c deploy/gunicorn.conf.py wsgi:app`.
 
-It listens on the loopback only and belongs behind nginx (deploy/nginx.conf) wherever clients are not
+It listens on the loopback only and belongs behind a proxy such as nginx wherever clients are not
 trusted: half-open connections alone can keep it busy. `--bind` on the command line replaces the address.
 """
 

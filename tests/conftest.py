@@ -51,7 +51,7 @@ class Databases:
         elif kind == "sqlite":
             self._restore_sqlite()
         else:
-            self._truncate_postgresql(self._apps[kind])
+            self._empty_postgresql(self._apps[kind])
         return self._apps[kind]
 
     def _make(self, kind: str) -> Flask:
@@ -76,12 +76,16 @@ class Databases:
         ):
             pristine.backup(database)
 
-    def _truncate_postgresql(self, app: Flask) -> None:
+    def _empty_postgresql(self, app: Flask) -> None:
         with app.app_context(), db.engine.connect() as connection:
             tables = connection.scalars(
                 text("SELECT tablename FROM pg_tables WHERE schemaname = 'public' AND tablename <> 'alembic_version'")
             ).all()
-            connection.execute(text(f"TRUNCATE {', '.join(tables)} RESTART IDENTITY CASCADE"))
+            # As a replica: without the triggers of the audit log and the checks of foreign keys. TRUNCATE takes longer.
+            connection.execute(text("SET session_replication_role = replica"))
+            for table in tables:
+                connection.execute(text(f"DELETE FROM {table}"))
+            connection.execute(text("RESET session_replication_role"))
 
     def close(self) -> None:
         """Close the connections; the servers and files are thrown away anyway."""

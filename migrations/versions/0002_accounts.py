@@ -15,6 +15,8 @@ BEGIN
 END $$;
 CREATE TRIGGER audit_events_append_only BEFORE UPDATE OR DELETE ON audit_events
     FOR EACH ROW EXECUTE FUNCTION refuse_change();
+CREATE TRIGGER audit_events_not_emptied BEFORE TRUNCATE ON audit_events
+    FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();
 """
 SQLITE_APPEND_ONLY = """
 CREATE TRIGGER audit_events_append_only_{event} BEFORE {event} ON audit_events

@@ -31,6 +31,7 @@ def _header(description: str, **schema: Any) -> dict[str, Any]:
 
 HEADERS = {
     "ETag": _header("The version of the object, for If-Match and If-None-Match."),
+    "Idempotent-Replayed": _header("`true` when this is the stored answer to an earlier request.", enum=["true"]),
     "Link": _header('The next page, `rel="next"` (RFC 8288); absent on the last.'),
     "Location": _header("Where the new object is.", format="uri-reference"),
     "RateLimit": _header("What is left of each limit (r) and the seconds until it is full again (t)."),

@@ -6,7 +6,7 @@ from http import HTTPStatus
 from typing import Any, NoReturn, TypeVar
 
 import flask_smorest
-from flask import Request, Response, g
+from flask import Request, Response, current_app, g, request
 from flask_smorest.utils import unpack_tuple_response
 from marshmallow import RAISE, Schema, ValidationError
 from typing_extensions import override
@@ -18,7 +18,7 @@ from project.json import load_body
 from project.marks import mark
 from project.openapi import document_operation, envelope
 from project.pagination import Page, next_link
-from project.schemas import REPEATED, Message, field_errors
+from project.schemas import REPEATED, UNKNOWN_FIELD, Message, field_errors
 
 View = TypeVar("View", bound=Callable[..., Any])
 
@@ -82,6 +82,19 @@ class Parser(FlaskParser):
         raise Invalid(errors=found) from error
 
 
+def _refuse_unlisted_query() -> None:
+    """Refuse query parameters of an operation that has none; where it has some, their schema does.
+
+    Raises:
+        Invalid: unknown_field.
+    """
+    if not request.args:
+        return
+    marks = current_app.view_functions[request.endpoint or ""].__dict__["_apidoc"]
+    if not any(parameter["in"] == "query" for parameter in marks.get("arguments", {}).get("parameters", ())):
+        raise Invalid(errors=field_errors(dict.fromkeys(request.args, UNKNOWN_FIELD), "/query"))
+
+
 class Blueprint(flask_smorest.Blueprint):
     """A feature's routes. Success is `{"data": …}`, for a list with `meta`; failures are problems."""
 
@@ -111,6 +124,7 @@ class Blueprint(flask_smorest.Blueprint):
         def decorate(view: View) -> View:
             @wraps(view)
             def prepared(*args: Any, **kwargs: Any) -> Any:
+                _refuse_unlisted_query()
                 result, status, headers = unpack_tuple_response(view(*args, **kwargs))
                 headers = dict(headers or {})
                 if isinstance(result, Page):

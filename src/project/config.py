@@ -159,7 +159,7 @@ def _database_url(read: Reader, data_dir: Path) -> str:
 def _make_directory(name: str, path: Path) -> None:
     """Make a directory that files are written to."""
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError:
         raise ConfigError(f"{name} must be where a directory can be made") from None
     if not os.access(path, os.W_OK):

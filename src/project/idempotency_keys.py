@@ -20,7 +20,7 @@ from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import JSON, ColumnElement, Row, String, and_, delete, insert, select, tuple_, update
+from sqlalchemy import JSON, ColumnElement, Row, String, and_, delete, insert, or_, select, tuple_, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -121,6 +121,8 @@ def claim(*, user_id: UUID, key: str, method: str, path: str, fingerprint: str) 
         IdempotencyInProgress: another request holds the key.
     """
     found = _find(user_id, key)
+    if found is not None and found.created_at < utcnow() - KEPT_FOR:
+        found = _expire(user_id, key, found)
     if found is None:
         now = utcnow()
         row = {"user_id": user_id, "key": key, "method": method, "path": path, "fingerprint": fingerprint}
@@ -190,8 +192,9 @@ def release(claimed: Claim) -> bool:
 
 
 def forget(user_id: UUID) -> None:
-    """Delete the keys of an erased account, whose stored answers name people; in the caller's transaction."""
-    db.session.execute(delete(IdempotencyKey).where(IdempotencyKey.user_id == user_id))
+    """Delete the keys by or about an erased account, whose stored answers name people; in the caller's transaction."""
+    about = or_(IdempotencyKey.user_id == user_id, IdempotencyKey.resource_id == user_id)
+    db.session.execute(delete(IdempotencyKey).where(about))
 
 
 def purge(now: datetime | None = None) -> int:
@@ -216,6 +219,14 @@ def _is(user_id: UUID, key: str) -> ColumnElement[bool]:
 def _find(user_id: UUID, key: str) -> Row[Any] | None:
     # Columns and not the object: one kept in the session would go stale.
     return db.session.execute(select(*IdempotencyKey.__table__.columns).where(_is(user_id, key))).first()
+
+
+def _expire(user_id: UUID, key: str, found: Row[Any]) -> Row[Any] | None:
+    """Delete a key whose time is over, as housekeeping would later, and return what stands there then."""
+    with transaction():
+        same = IdempotencyKey.created_at == found.created_at
+        db.session.execute(delete(IdempotencyKey).where(_is(user_id, key), same))
+    return _find(user_id, key)
 
 
 def _take_over(user_id: UUID, key: str, found: Row[Any]) -> Claim:

@@ -19,7 +19,7 @@ from project.config import settings
 from project.errors import RateLimited
 from project.extensions import limiter
 from project.marks import mark
-from project.security import find_claims
+from project.security import TokenKind, find_claims
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +55,12 @@ def _address() -> str:
 
 def _caller() -> str:
     claims = find_claims()
-    return f"user:{claims.user_id}" if claims else _address()
+    if claims is None:
+        return _address()
+    # No session was looked at yet. A refresh token lives for weeks, and once stolen and revoked it must not be
+    # able to spend what its owner has.
+    is_access = claims.kind is TokenKind.ACCESS
+    return f"user:{claims.user_id}" if is_access else f"session:{claims.session_id}"
 
 
 def limit(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
@@ -96,6 +101,17 @@ def spend(name: str, *key: str) -> None:
     if settings.rate_limits and not _counted(lambda strategy: strategy.hit(_item(name), name, *key)):
         reset = _counted(lambda strategy: strategy.get_window_stats(_item(name), name, *key)).reset_time
         raise RateLimited(headers={"Retry-After": str(_seconds_until(reset + ROUNDING))})
+
+
+def has_room(name: str, *key: str) -> bool:
+    """Tell whether something is left of a budget, and take nothing."""
+    return not settings.rate_limits or bool(_counted(lambda strategy: strategy.test(_item(name), name, *key)))
+
+
+def count(name: str, *key: str) -> None:
+    """Take one from a budget for what has been done already."""
+    if settings.rate_limits:
+        _counted(lambda strategy: strategy.hit(_item(name), name, *key))
 
 
 def refill(name: str, *key: str) -> None:

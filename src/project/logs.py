@@ -60,6 +60,7 @@ _MAX_ITEMS = 20
 _MAX_FRAMES = 40
 _MAX_CHAIN = 8
 _HIDDEN = "…"
+_REFUSED = "Invalid request"
 _HANDLER = "project"
 # Commands that serve until they are stopped; their logs go where a server's do.
 _SERVING = {"run", "worker"}
@@ -144,6 +145,9 @@ def _name_event(_logger: Any, _method: str, event: Event) -> Event:
     """Name what a record of the standard library's logging tells of."""
     record: logging.LogRecord = event["_record"]
     event["event"] = _hide_arguments(event["event"], event.pop("positional_args", ()))
+    if record.name == "gunicorn.error" and event["event"].startswith(_REFUSED):
+        # It goes on with the line that could not be parsed, which may be a misspelt Authorization.
+        event["event"] = _REFUSED
     if record.name.startswith("procrastinate") and hasattr(record, "action"):
         # Its texts contain the arguments of the job.
         event["event"] = str(record.action)

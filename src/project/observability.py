@@ -117,7 +117,8 @@ def _request_id() -> str:
 def _ip(address: str | None) -> str | None:
     # Behind a proxy this is what the proxy wrote; on a Unix socket it is empty.
     try:
-        return str(ipaddress.ip_address(address or ""))
+        # Without the scope of a link-local one (%eth0), which is longer than any address.
+        return str(ipaddress.ip_address((address or "").partition("%")[0]))
     except ValueError:
         return None
 

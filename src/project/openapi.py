@@ -9,6 +9,7 @@ from project.errors import (
     PROBLEM_TYPE,
     REGISTRY,
     AppError,
+    BadRequest,
     Forbidden,
     IncompleteBody,
     InternalError,
@@ -104,7 +105,8 @@ def _problem_example(error: type[AppError], field_codes: tuple[str, ...]) -> dic
 
 def _errors_of(doc: dict[str, Any], marks: dict[str, Any]) -> list[type[AppError]]:
     """List what an operation can refuse with, from its input and the marks its decorators left."""
-    found: list[type[AppError]] = [*marks.get("raises", ()), InternalError, Unavailable]
+    # Any operation refuses unknown hosts and query parameters.
+    found: list[type[AppError]] = [*marks.get("raises", ()), BadRequest, Invalid, InternalError, Unavailable]
     if "limit" in marks:
         found.append(RateLimited)
     if marks.get("auth", "public") != "public":
@@ -114,8 +116,8 @@ def _errors_of(doc: dict[str, Any], marks: dict[str, Any]) -> list[type[AppError
     if "requestBody" in doc:
         found += _JSON_ERRORS
     for parameter in doc["parameters"]:
-        if parameter["in"] == "query":
-            found += [Invalid, InvalidCursor] if "cursor" in _instance(parameter["schema"]).fields else [Invalid]
+        if parameter["in"] == "query" and "cursor" in _instance(parameter["schema"]).fields:
+            found.append(InvalidCursor)
     if marks.get("if_match") or (marks.get("versioned") and "requestBody" not in doc):
         found.append(PreconditionFailed)
     found += marks.get("idempotency_errors", ())
@@ -145,7 +147,7 @@ def _headers_of(error: type[AppError]) -> tuple[str, ...]:
         return ("WWW-Authenticate",)
     if error is RateLimited:
         return ("Retry-After", "RateLimit-Policy", "RateLimit")
-    return ("Retry-After",) if error is Unavailable else ()
+    return ("Retry-After",) if error is Unavailable or error.code == "idempotency_in_progress" else ()
 
 
 def document_operation(doc: dict[str, Any], marks: dict[str, Any], **context: Any) -> dict[str, Any]:
@@ -187,6 +189,7 @@ def _add_success_headers(response: dict[str, Any], marks: dict[str, Any], status
     names = ["X-Request-ID", "RateLimit-Policy", "RateLimit"]
     names += ["Location"] if status == HTTPStatus.CREATED else []
     names += ["ETag"] if marks.get("versioned") else []
+    names += ["Idempotent-Replayed"] if marks.get("idempotent") else []
     content = response.get("content", {}).get("application/json")
     if content is not None:
         members = _instance(content["schema"]).fields

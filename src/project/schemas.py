@@ -68,11 +68,14 @@ class Message(str):
         return Message(super().format(*args, **kwargs), self.code)
 
 
+UNKNOWN_FIELD = Message("There is no such field here.", UNKNOWN)
+
+
 class Schema(MarshmallowSchema):
     """Base of every schema. Input with unknown fields is refused; each error knows its code."""
 
     error_messages = {  # noqa: RUF012 - marshmallow merges this attribute of the class
-        "unknown": Message("There is no such field here.", UNKNOWN),
+        "unknown": UNKNOWN_FIELD,
         "type": Message("The body must be a JSON object.", TYPE),
     }
 

@@ -4,6 +4,7 @@ import secrets
 
 from project.auth.passwords import hash_password
 from project.config import settings
+from project.database import transaction
 from project.security import Role
 from project.users import service as users
 
@@ -31,7 +32,8 @@ def seed() -> str | None:
         return None
     password = f"demo-{secrets.token_urlsafe(12)}"
     password_hash = hash_password(password)
-    for email in missing:
-        name, role = DEMO_ACCOUNTS[email]
-        users.create_user(email=email, name=name, role=role, password_hash=password_hash, email_verified=True)
+    with transaction():  # all or none: the password is shown once
+        for email in missing:
+            name, role = DEMO_ACCOUNTS[email]
+            users.create_user(email=email, name=name, role=role, password_hash=password_hash, email_verified=True)
     return password

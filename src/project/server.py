@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -25,7 +26,8 @@ POLL_SECONDS = 0.2
 
 def prepare() -> None:
     """Migrate the database, seed it when it has no account yet, and print how to go on."""
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    _require_free_port()
+    settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     flask_migrate.upgrade()
     is_new = not db.session.scalar(select(exists(select(User.id))))
     password = seeds.seed() if is_new and not settings.production else None
@@ -40,11 +42,26 @@ def prepare() -> None:
     )
 
 
+def _require_free_port() -> None:
+    """Look before anything is made and shown; who takes the port in between is met by gunicorn.
+
+    Raises:
+        ClickException: something listens there already.
+    """
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", settings.port))
+        except OSError as error:
+            raise click.ClickException(f"PORT {settings.port} is in use; try another.") from error
+
+
 def _sign_in(password: str | None) -> str:
     if settings.production:
         return "with an account from `flask users create-admin`"
     accounts = ", ".join(seeds.DEMO_ACCOUNTS)
-    return f"{accounts}\n         password {password or 'as shown on the first run'}"
+    known = password or f"as shown on the first run (delete {settings.data_dir} to begin again)"
+    return f"{accounts}\n         password {known}"
 
 
 def serve() -> None:

@@ -5,18 +5,18 @@ from uuid import UUID
 from sqlalchemy import update
 from sqlalchemy.exc import IntegrityError
 
-from project import audit, mail
+from project import audit
 from project.auth.links import (
     InvalidLink,
     change_user,
     forget_links,
-    mailbox_has_room,
     redeem,
+    send_bounded,
     send_link,
     send_notice,
 )
 from project.auth.models import LinkPurpose, Session
-from project.auth.passwords import check_policy, hash_password, verify_password
+from project.auth.passwords import check_policy, hash_password, hashing, verify_password
 from project.auth.service import InvalidCredentials
 from project.auth.sessions import revoke
 from project.database import db, transaction
@@ -35,8 +35,10 @@ def _require_password(caller: Principal, password: str, *, pointer: str) -> User
         Invalid: invalid_credentials at `pointer`. RateLimited: too many wrong ones in this session.
     """
     user = users.get_user(caller.id)
-    spend("password", str(caller.session_id))
-    if not verify_password(password, user.password_hash):
+    with hashing():
+        spend("password", str(caller.session_id))
+        fits = verify_password(password, user.password_hash)
+    if not fits:
         raise Invalid.field(pointer, InvalidCredentials.code, "This is not your current password.")
     refill("password", str(caller.session_id))
     return user
@@ -73,12 +75,10 @@ def request_email_change(caller: Principal, *, new_email: str, password: str) ->
         Invalid, RateLimited.
     """
     user = _require_password(caller, password, pointer="/password")
-    has_room = mailbox_has_room(new_email)
     with transaction():
         audit.record("email_change_requested", actor_id=user.id, target_type="user", target_id=user.id)
         defer(send_notice, template="email_change_requested", to=user.email)
-        if has_room:
-            defer(send_confirmation, user_id=user.id, new_email=new_email)
+        defer(send_confirmation, user_id=user.id, new_email=new_email)
 
 
 @task
@@ -90,7 +90,7 @@ def send_confirmation(*, user_id: str, new_email: str) -> None:
     if users.find_by_email(new_email) is None:
         send_link(user, LinkPurpose.CONFIRM_EMAIL, to=new_email, email=new_email)
     else:
-        mail.send("already_registered", to=new_email)
+        send_bounded("already_registered", to=new_email)
 
 
 def confirm_email(*, token: str) -> None:

@@ -5,6 +5,7 @@ job looks. Neither the answer nor its time then tells who has an account.
 """
 
 import hashlib
+import logging
 import secrets
 from datetime import timedelta
 from typing import Any
@@ -16,12 +17,14 @@ from project import audit, mail
 from project.auth.models import Link, LinkPurpose
 from project.auth.passwords import check_policy, hash_password
 from project.database import db, transaction, utcnow
-from project.errors import BadRequest, Conflict, RateLimited
+from project.errors import BadRequest, Conflict
 from project.jobs import defer, task
-from project.limits import spend
+from project.limits import count, has_room
 from project.security import Role
 from project.users import service as users
 from project.users.models import User
+
+logger = logging.getLogger(__name__)
 
 MAX_LIVE_VERIFICATIONS = 5
 
@@ -55,20 +58,17 @@ class AlreadyVerified(Conflict):
     cure = "Its owner can sign in, or use /v1/auth/forgot-password."
 
 
-def mailbox_has_room(to: str) -> bool:
-    """Count a mail to an address that anybody may name, and tell whether its mailbox has not had enough."""
-    try:
-        spend("mailbox", hashlib.sha256(to.encode()).hexdigest()[:32])
-    except RateLimited:
-        return False
-    return True
+def send_bounded(template: str, *, to: str, **context: Any) -> None:
+    """Send a mail that anybody can ask for, unless this mailbox had its share of the kind.
 
-
-def _defer_mail(job: Any, *, to: str, **arguments: Any) -> None:
-    # The answer is the same without the mail.
-    if mailbox_has_room(to):
-        with transaction():
-            defer(job, **arguments)
+    What is counted are mails that were sent, each kind apart: else asking for one would suppress another.
+    """
+    mailbox = (template, hashlib.sha256(to.encode()).hexdigest()[:32])
+    if has_room("mailbox", *mailbox):
+        mail.send(template, to=to, **context)
+        count("mailbox", *mailbox)
+    else:
+        logger.info("mail_withheld", extra={"template": template})
 
 
 def send_link(user: User, purpose: LinkPurpose, *, to: str, **bound: str | None) -> None:
@@ -81,7 +81,7 @@ def send_link(user: User, purpose: LinkPurpose, *, to: str, **bound: str | None)
         db.session.add(
             Link(user_id=user.id, purpose=purpose, token_hash=_digest(token), expires_at=expires_at, **bound)
         )
-    mail.send(purpose.value, to=to, link=mail.app_link(_PATH[purpose], token))
+    send_bounded(purpose.value, to=to, link=mail.app_link(_PATH[purpose], token))
 
 
 def _replaced(user_id: UUID, purpose: LinkPurpose) -> Select[UUID]:
@@ -148,7 +148,8 @@ def register(*, email: str, password: str, name: str | None = None) -> None:
     """
     check_policy(password, pointer="/password", email=email)
     password_hash = hash_password(password)
-    _defer_mail(complete_registration, to=email, email=email, name=name, password_hash=password_hash)
+    with transaction():
+        defer(complete_registration, email=email, name=name, password_hash=password_hash)
 
 
 @task
@@ -156,7 +157,7 @@ def complete_registration(*, email: str, name: str | None, password_hash: str) -
     """Create the unverified account and mail its link, or tell the owner of the account that there is one."""
     user = _find_or_create(email, name, password_hash)
     if user.email_verified or not user.is_active:
-        mail.send("already_registered", to=email)
+        send_bounded("already_registered", to=email)
     elif user.password_hash is None:
         # Invited, perhaps with a role: a stranger's password must not get in by the owner's click.
         send_link(user, LinkPurpose.INVITATION, to=email)
@@ -176,14 +177,19 @@ def _find_or_create(email: str, name: str | None, password_hash: str) -> User:
 
 
 def _change_unverified(user: User, password_hash: str) -> None:
-    waiting = update(User).where(User.id == user.id, User.email_verified.is_(False))
+    waiting = update(User).where(
+        User.id == user.id, User.email_verified.is_(False), User.password_hash != password_hash
+    )
+    change = waiting.values(password_hash=password_hash, version=User.version + 1).returning(User.id)
     with transaction():
-        db.session.execute(waiting.values(password_hash=password_hash, version=User.version + 1))
+        if db.session.scalar(change) is not None:
+            audit.record("registered_again", actor_id=None, target_type="user", target_id=user.id)
 
 
 def resend_verification(*, email: str) -> None:
     """Mail a new verification link if there is an account that waits for one."""
-    _defer_mail(send_verification, to=email, email=email)
+    with transaction():
+        defer(send_verification, email=email)
 
 
 @task
@@ -216,7 +222,8 @@ def verify_email(*, token: str) -> User:
 
 def forgot_password(*, email: str) -> None:
     """Mail a link to set a new password, if there is an active account."""
-    _defer_mail(send_reset, to=email, email=email)
+    with transaction():
+        defer(send_reset, email=email)
 
 
 @task
@@ -234,10 +241,11 @@ def reset_password(*, token: str, password: str) -> None:
     Raises:
         Invalid: the password breaks the policy; the link stays good. InvalidLink.
     """
-    owner = db.session.scalar(
-        select(User.email).join(Link, Link.user_id == User.id).where(Link.token_hash == _digest(token))
-    )
-    check_policy(password, pointer="/password", email=owner or "")
+    owner = select(User.email).join(Link, Link.user_id == User.id).where(Link.token_hash == _digest(token))
+    email = db.session.scalar(owner)
+    check_policy(password, pointer="/password", email=email or "")
+    if email is None:
+        raise InvalidLink()  # before the work of a hash
     password_hash = hash_password(password)
     with transaction():
         link = redeem(token, LinkPurpose.RESET_PASSWORD, LinkPurpose.INVITATION)

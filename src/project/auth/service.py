@@ -10,16 +10,17 @@ from sqlalchemy import and_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from project import audit
-from project.auth.links import resend_verification, send_notice
+from project.auth.links import send_notice, send_verification
 from project.auth.models import KnownNetwork, Session
-from project.auth.passwords import hash_password, needs_rehash, verify_password
+from project.auth.passwords import hash_password, hashing, needs_rehash, verify_password
 from project.auth.sessions import KNOWN_NETWORK_LIFETIME, is_alive, revoke
 from project.database import db, transaction, utcnow, uuid7
 from project.errors import Unauthorized
-from project.jobs import defer
+from project.jobs import defer, task
 from project.limits import network, refill, spend
 from project.observability import origin
 from project.security import Claims, Principal, SessionRevoked
+from project.users import service as users
 from project.users.models import User
 
 logger = logging.getLogger(__name__)
@@ -63,17 +64,25 @@ def login(*, email: str, password: str) -> SignIn:
     """
     client_network = network(origin().ip)
     user, known = _find_candidate(email, client_network)
-    _spend_attempt(email, client_network, known=known)
-    fits = verify_password(password, user.password_hash if user else None)
-    if user is None or not fits or not user.is_active:
+    with hashing():  # first, so that a storm of sign-ins does not use up attempts that nobody looked at
+        _spend_attempt(email, client_network, known=known)
+        fits = verify_password(password, user.password_hash if user else None)
+    if user is None or not fits or not user.is_active or not user.email_verified:
+        # The same work for each cause, an unverified account with the right password included.
+        with transaction():
+            defer(after_refusal, email=email, password_fits=fits)
         logger.info("login_refused")
-        raise InvalidCredentials()
-    if not user.email_verified:
-        resend_verification(email=email)
         raise InvalidCredentials()
     sign_in = _open_session(user, password, client_network)
     refill("login_network", *_attempt_key(email, client_network))
     return sign_in
+
+
+@task
+def after_refusal(*, email: str, password_fits: bool) -> None:
+    """Mail its link again to somebody who knows the password and has not confirmed the address yet."""
+    if password_fits:
+        send_verification(email=email)
 
 
 def _find_candidate(email: str, client_network: str) -> tuple[User | None, bool]:
@@ -175,7 +184,10 @@ def refresh(claims: Claims) -> SignIn:
     Raises:
         TokenReused: anything older, which ends the session. SessionRevoked.
     """
-    _rotate(claims)
+    rotated = _rotate(claims)
+    if rotated is not None:
+        # As it was written: read again, it might already be a step further.
+        return SignIn(rotated, users.get_user(claims.user_id), fresh=False)
     found = _find_live_session(claims)
     if found is None:
         raise SessionRevoked()
@@ -190,18 +202,19 @@ def _in_grace(rotated_at: datetime | None) -> bool:
     return rotated_at is not None and rotated_at > utcnow() - SUCCESSOR_GRACE
 
 
-def _rotate(claims: Claims) -> None:
-    """Put a successor in the place of the presented token, if that is still the live one."""
+def _rotate(claims: Claims) -> Session | None:
+    """Put a successor in the place of the presented token, if that is still the live one, and return the row so."""
     now = utcnow()
     issued_at = now.replace(microsecond=0)
     session = db.session.get(Session, claims.session_id)
     if session is None or session.refresh_jti != claims.jti:
-        return
-    owner_is_active = select(User.id).where(User.id == claims.user_id, is_alive(now)).correlate(Session).exists()
+        return None
+    owner = select(User.id).where(User.id == Session.user_id, User.id == claims.user_id, is_alive(now))
+    is_owned = owner.correlate(Session).exists()
     with transaction():
-        db.session.execute(
+        rotated: Session | None = db.session.scalar(
             update(Session)
-            .where(Session.id == claims.session_id, Session.refresh_jti == claims.jti, owner_is_active)
+            .where(Session.id == claims.session_id, Session.refresh_jti == claims.jti, is_owned)
             .values(
                 previous_jti=claims.jti,
                 rotated_at=now,
@@ -209,9 +222,11 @@ def _rotate(claims: Claims) -> None:
                 refresh_jti=uuid7(),
                 refresh_issued_at=issued_at,
                 refresh_expires_at=min(issued_at + REFRESH_IDLE, session.expires_at),
-            ),
-            execution_options={"synchronize_session": False},
+            )
+            .returning(Session),
+            execution_options={"populate_existing": True},
         )
+    return rotated
 
 
 def _find_live_session(claims: Claims) -> tuple[Session, User] | None:

@@ -57,8 +57,9 @@ def end_session(*, user_id: UUID, session_id: UUID) -> None:
     Raises:
         NotFound: also for another account's.
     """
+    alive = select(Session.id).join(User, User.id == Session.user_id).where(is_alive(utcnow()))
     with transaction():
-        if not revoke("ended", Session.id == session_id, Session.user_id == user_id):
+        if not revoke("ended", Session.id == session_id, Session.user_id == user_id, Session.id.in_(alive)):
             raise NotFound("There is no such session.")
         audit.record("session_ended", actor_id=user_id, target_type="session", target_id=session_id)
 

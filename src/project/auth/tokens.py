@@ -16,11 +16,13 @@ from project.auth import service
 from project.auth.models import Session
 from project.auth.service import SignIn
 from project.config import settings
-from project.database import uuid7
+from project.database import utcnow, uuid7
 from project.extensions import jwt
 from project.security import Authenticator, Claims, InvalidToken, TokenExpired, TokenKind
 
 ACCESS_TOKEN_LIFETIME = timedelta(minutes=10)
+# How far ahead the clock of the server that issued a token may be. An expiry is never stretched.
+CLOCK_SKEW = timedelta(seconds=30)
 ISSUER = "project"
 AUDIENCE = "project-api"
 MAX_TOKEN_LENGTH = 2048  # ours have about 500 characters
@@ -51,6 +53,7 @@ def init_app(app: Flask) -> None:
         JWT_ENCODE_AUDIENCE=AUDIENCE,
         JWT_DECODE_AUDIENCE=AUDIENCE,
         JWT_ACCESS_TOKEN_EXPIRES=ACCESS_TOKEN_LIFETIME,
+        JWT_DECODE_LEEWAY=CLOCK_SKEW,
     )
     jwt.init_app(app)
     app.extensions["authenticator"] = Authenticator(verify, service.load_principal)
@@ -119,11 +122,14 @@ def verify(token: str) -> Claims:
     try:
         raw = orjson.loads(_canonical_payload(token))
         decode_token(token)
-        return _claims(raw)
+        claims = _claims(raw)
     except ExpiredSignatureError as error:
         raise TokenExpired() from error
     except _NOT_OURS as error:
         raise InvalidToken() from error
+    if claims.expires_at <= utcnow():
+        raise TokenExpired()
+    return claims
 
 
 def _canonical_payload(token: str) -> bytes:

@@ -201,7 +201,8 @@ def _has_admin() -> bool:
     Two administrators who demote each other at once would each still see the other: PostgreSQL has to lock the
     rows, while on SQLite the transaction is the only writer anyway.
     """
-    admins = select(User.id).where(User.role == Role.ADMIN, User.is_active).order_by(User.id)
+    # Who was invited and has not come yet cannot administer.
+    admins = select(User.id).where(User.role == Role.ADMIN, User.is_active, User.email_verified).order_by(User.id)
     return bool(db.session.scalars(admins.with_for_update()).all())
 
 
