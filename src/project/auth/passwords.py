@@ -32,7 +32,7 @@ _DUMMY_HASH = _hasher.hash("a password that nobody has")
 # zxcvbn's score 0 or 1: found within a million guesses.
 _GUESSABLE_LOG10 = 6.0
 # Its time grows with the length and with the signs that may stand for letters: 0.7 s for 72 characters full of
-# them, and up to 0.03 s within these bounds. What is common is neither longer nor that varied.
+# them, 0.1 s within these bounds. What is common is neither longer nor that varied.
 _EXAMINED_LENGTH = 32
 _MANY_SIGNS = 6
 
