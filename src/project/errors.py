@@ -11,7 +11,7 @@ import orjson
 from flask import Flask, Response, g, has_request_context, request
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, SecurityError
 
 logger = logging.getLogger(__name__)
 
@@ -252,6 +252,10 @@ def _http_error(error: HTTPException) -> Response:
     """Give an exception of Flask or Werkzeug our body, keeping the headers that mean something (Allow)."""
     if error.response is not None or error.code is None or error.code < HTTPStatus.BAD_REQUEST:
         return error.get_response()  # type: ignore[return-value]  # a redirect, or a response of its own
+    if isinstance(error, SecurityError):
+        # Whoever opens the server by another name looks for this line.
+        logger.warning("untrusted_host")
+        return problem_response(BadRequest("This host name is not served here (TRUSTED_HOSTS)."))
     kept = {name: value for name, value in error.get_headers() if name in {"Allow", "Retry-After"}}
     other = InternalError if error.code >= HTTPStatus.INTERNAL_SERVER_ERROR else BadRequest
     app_error = _BY_STATUS.get(error.code, other)()
