@@ -159,7 +159,7 @@ def test_a_cursor_of_another_query_is_400(two_sessions: tuple[Account, str], pat
     problem(account.api.get(f"{path}&cursor={cursor}"), 400, "invalid_cursor")
 
 
-def test_a_cursor_with_another_filter_is_400(admin: Account) -> None:
+def test_a_cursor_with_another_filter_is_400(admin: Account, user: Account) -> None:
     cursor = admin.api.get("/v1/users?limit=1&is_active=true").json()["meta"]["next_cursor"]
     assert admin.api.get(f"/v1/users?limit=1&is_active=true&cursor={cursor}").status_code == 200
     for query in ("", "is_active=false", "is_active=true&role=user", "q=canary"):
