@@ -20,6 +20,7 @@ from project.schemas import (
     Id,
     Integer,
     Length,
+    Message,
     OneOf,
     QueryBoolean,
     QueryInteger,
@@ -27,7 +28,6 @@ from project.schemas import (
     Schema,
     String,
     Timestamp,
-    fail,
     field_errors,
     normalize_email,
     page_query,
@@ -42,7 +42,7 @@ ABSENT = object()
 def even(value: int) -> None:
     """A validator of a feature."""
     if value % 2:
-        raise fail("This must be even.", "out_of_range")
+        raise ValidationError([Message("This must be even.", "out_of_range")])
 
 
 class Inner(Schema):

@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 from email_validator import EmailNotValidError, validate_email
-from marshmallow import EXCLUDE, RAISE, ValidationError, fields, post_load, validate
+from marshmallow import EXCLUDE, RAISE, fields, post_load, validate
 from marshmallow import Schema as MarshmallowSchema
 from typing_extensions import override
 
@@ -29,7 +29,7 @@ RANGE = field_code("out_of_range", "The value is too small or too large.", "Stay
 LENGTH = field_code("invalid_length", "The value is too short or too long.", "Stay within the documented length.")
 REPEATED = field_code("repeated_parameter", "The parameter was sent twice.", "Send each query parameter once.")
 CHARACTERS = field_code(
-    "invalid_characters", "The text has characters that cannot be stored.", "Remove NUL and unpaired surrogates."
+    "invalid_characters", "The text has characters that are not allowed.", "Remove control characters."
 )
 EMAIL = field_code("invalid_email", "This is not an e-mail address.", "Send one plain address such as ann@example.com.")
 
@@ -142,7 +142,7 @@ class String(fields.String):
 
     default_error_messages = {  # noqa: RUF012 - marshmallow merges this attribute of the classes
         "invalid": "This must be a string.",
-        "characters": "NUL and unpaired surrogates are not allowed.",
+        "characters": "This has characters that are not allowed.",
     }
 
     @override
@@ -293,8 +293,3 @@ def page_query(sorts: Mapping[str, Any], **filters: fields.Field[Any]) -> type[S
             return {"page": PageRequest(bound_to=bound_to, **paging), **data}
 
     return type("PageQuery", (PageQuery,), dict(filters))
-
-
-def fail(message: str, code: str) -> ValidationError:
-    """Make a validation error with a code, for validators of features."""
-    return ValidationError([Message(message, code)])

@@ -81,12 +81,17 @@ def test_a_revoked_session_gets_no_304(client, as_user):
     assert response.status_code == 401
 
 
-@pytest.mark.parametrize("name", ["Ann", "A", None, "é" * 200, "\N{GRINNING FACE}" * 200, " <b>Ann</b> "])
+@pytest.mark.parametrize("name", ["Ann", "A", None, "é" * 200, "\N{GRINNING FACE}" * 200, "<b>Ann</b>", "א ב"])
 def test_the_name_is_kept_as_it_was_sent(client, as_user, name):
     caller = as_user(name="Before")
     response = client.patch(ME, json={"name": name}, headers=caller)
     assert (response.status_code, response.json["data"]["name"]) == (200, name)
     assert client.get(ME, headers=caller).json == response.json
+
+
+def test_blanks_around_a_name_are_no_part_of_it(client, as_user):
+    response = client.patch(ME, json={"name": "  Ann Lee "}, headers=as_user())
+    assert response.json["data"]["name"] == "Ann Lee"
 
 
 @pytest.mark.parametrize(
@@ -98,7 +103,11 @@ def test_the_name_is_kept_as_it_was_sent(client, as_user, name):
         (True, "invalid_type"),
         (["Ann"], "invalid_type"),
         ({"first": "Ann"}, "invalid_type"),
+        ("   ", "invalid_length"),
         ("A\0nn", "invalid_characters"),
+        ("A\nnn", "invalid_characters"),
+        ("A\u2028nn", "invalid_characters"),
+        ("\u202ennA", "invalid_characters"),
     ],
 )
 def test_what_is_no_name_is_refused(client, as_user, stored, name, code):

@@ -4,7 +4,7 @@ from marshmallow import fields
 
 from project.auth.models import SESSION_SORTS
 from project.schemas import Boolean, Email, Id, Length, OutSchema, QueryBoolean, Schema, String, Timestamp, page_query
-from project.users.schemas import UserOut
+from project.users.schemas import Name, UserOut
 
 _EMAIL = {"example": "ann@example.com"}
 _PASSWORD = {"example": "correct horse battery staple"}
@@ -29,7 +29,7 @@ class Registration(Schema):
 
     email = Email(required=True, metadata=_EMAIL)
     password = _new_password()
-    name = String(allow_none=True, validate=Length(1, 200), metadata={"example": "Ann"})
+    name = Name(allow_none=True)
 
 
 class Credentials(Schema):

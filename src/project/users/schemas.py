@@ -1,8 +1,10 @@
 """The shapes of accounts and audit events in requests and answers."""
 
+import unicodedata
 from typing import Any
 
 from marshmallow import fields
+from typing_extensions import override
 
 from project.audit import SORTS as AUDIT_SORTS
 from project.schemas import (
@@ -22,6 +24,8 @@ from project.schemas import (
 from project.security import Role
 from project.users.models import SORTS
 
+# The controls of bidirectional text (Unicode TR9 §2) that outlast the text they are in.
+_TURNING = set("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 _ID = "0190f8e2-5a3b-7c4d-8e9f-0a1b2c3d4e5f"
 _TIME = "2030-01-31T12:00:00.000000Z"
 
@@ -32,8 +36,18 @@ def _role(**options: Any) -> fields.Enum[Role]:
     return fields.Enum(Role, by_value=text, **options)
 
 
-def _name() -> String:
-    return String(allow_none=True, validate=Length(1, 200), metadata={"example": "Ann"})
+class Name(String):
+    """A name of 1 to 200 characters, trimmed; in one line, and without signs that turn the text around it."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(validate=Length(1, 200), metadata={"example": "Ann"}, **options)
+
+    @override
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> str:
+        text = super()._deserialize(value, attr, data, **kwargs).strip()
+        if any(unicodedata.category(char) in {"Cc", "Zl", "Zp"} or char in _TURNING for char in text):
+            raise self.make_error("characters")
+        return text
 
 
 class UserOut(OutSchema):
@@ -53,7 +67,7 @@ class UserOut(OutSchema):
 class MeUpdate(Schema):
     """What users change about themselves."""
 
-    name = _name()
+    name = Name(allow_none=True)
 
 
 class Erase(Schema):
@@ -66,14 +80,14 @@ class UserCreate(Schema):
     """An account that an admin makes; its owner is invited by mail."""
 
     email = Email(required=True, metadata={"example": "ben@example.com"})
-    name = _name()
+    name = Name(allow_none=True)
     role = _role(required=True, metadata={"example": "staff"})
 
 
 class UserUpdate(Schema):
     """What an admin changes about an account."""
 
-    name = _name()
+    name = Name(allow_none=True)
     role = _role(metadata={"example": "staff"})
     is_active = Boolean(metadata={"example": True})
 
