@@ -1,7 +1,7 @@
 """Fixtures of the tests over real HTTP: two servers and a worker, or the deployment that TEST_BASE_URL names.
 
-With TEST_BASE_URL the tests that need servers of their own are left out; the others want TEST_OUTBOX, the folder
-of its mails, and TEST_ADMIN_EMAIL and TEST_ADMIN_PASSWORD.
+With TEST_BASE_URL the tests that need these servers are skipped; the others want TEST_OUTBOX, the folder of its
+mails, TEST_ADMIN_EMAIL and TEST_ADMIN_PASSWORD, the JWT key of tests/http/tokens.py, and limits out of the way.
 """
 
 import json
@@ -102,6 +102,8 @@ def cluster(
     postgres_url: str, template: str, valkey_url: str, worker_id: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Cluster]:
     """The servers of these tests. At the end their logs must be clean."""
+    if "TEST_BASE_URL" in os.environ:
+        pytest.skip("this test needs servers of its own")
     data_dir = tmp_path_factory.mktemp("cluster")
     database_url = create_database(postgres_url, f"project_http_{worker_id}", template)
     env = {**SETTINGS, "DATABASE_URL": database_url, "REDIS_URL": valkey_url, "DATA_DIR": str(data_dir)}
