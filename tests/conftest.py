@@ -122,7 +122,9 @@ def databases(
 def app(request: pytest.FixtureRequest, databases: Databases) -> Flask:
     """The application on an empty database; each test runs on both."""
     application = databases.empty_app(request.param)
-    limiter.reset()
+    # The limiter is one object per process, and the application that a test made last would still have it.
+    limiter.init_app(application)
+    limiter._storage_dead = False
     application.extensions["outbox"].clear()
     return application
 

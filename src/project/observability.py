@@ -97,7 +97,8 @@ def init_app(app: Flask) -> None:
     app.extensions["readiness"] = {}
     readiness_check(app, "database", _database_answers)
     readiness_check(app, "migrations", _migrations_are_done)
-    readiness_check(app, "rate_limits", _rate_limits_are_shared, essential=False)
+    if config.rate_limits:
+        readiness_check(app, "rate_limits", _rate_limits_are_shared, essential=False)
     app.add_url_rule("/healthz", view_func=limiter.exempt(healthz))
     app.add_url_rule("/readyz", view_func=limiter.exempt(readyz))
 

@@ -278,7 +278,8 @@ def page_query(sorts: Mapping[str, Any], **filters: fields.Field[Any]) -> type[S
 
     class PageQuery(Schema):
         limit = QueryInteger(load_default=20, validate=Range(1, 100), metadata={"description": "Page size."})
-        cursor = String(metadata={"description": "`next_cursor` of the page before; keep the other parameters."})
+        # Of any characters: what is no cursor of ours is refused as such.
+        cursor = fields.String(metadata={"description": "`next_cursor` of the page before; keep the other parameters."})
         include_total = QueryBoolean(load_default=False, metadata={"description": "Count all; slow on long lists."})
         sort = String(
             load_default="-created_at",
