@@ -265,6 +265,8 @@ REFUSALS = [
     ("user", "DELETE", f"/v1/auth/sessions/{ID}", {}, 404, "not_found"),
     ("user", "GET", "/v1/auth/sessions?cursor=x", {}, 400, "invalid_cursor"),
     ("user", "GET", "/v1/auth/sessions?limit=0", {}, 422, "validation_error"),
+    ("user", "GET", "/v1/users/me?x=1", {}, 422, "validation_error"),
+    ("anonymous", "POST", "/v1/auth/verify-email?x=1", {"json": {"token": "x"}}, 422, "validation_error"),
     ("user", "PATCH", "/v1/users/me", {"data": b"{", "content_type": "application/json"}, 400, "invalid_json"),
     ("user", "PATCH", "/v1/users/me", {"data": b"{}", "content_type": "text/plain"}, 415, "unsupported_media_type"),
     ("user", "PATCH", "/v1/users/me", {"json": "x" * MAX_BODY_BYTES}, 413, "payload_too_large"),

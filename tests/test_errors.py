@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy.exc import IntegrityError, InterfaceError, InternalError, OperationalError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
-from werkzeug.exceptions import HTTPException, RequestTimeout, default_exceptions
+from werkzeug.exceptions import HTTPException, RequestTimeout, SecurityError, default_exceptions
 
 from project import errors
 from project.errors import (
@@ -181,6 +181,15 @@ def test_a_405_keeps_the_allowed_methods():
 
     assert response.status_code == 405
     assert set(response.headers["Allow"].split(", ")) == {"GET", "HEAD", "OPTIONS"}
+
+
+def test_an_unknown_host_is_told_by_the_name_of_the_setting_and_logged(caplog):
+    response = answer(SecurityError(SECRET))
+
+    assert (response.status_code, response.json["code"]) == (400, "bad_request")
+    assert "TRUSTED_HOSTS" in response.json["detail"]
+    assert SECRET not in response.text
+    assert [record.message for record in caplog.records] == ["untrusted_host"]
 
 
 def test_only_headers_that_mean_something_are_kept():

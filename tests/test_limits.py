@@ -260,6 +260,18 @@ def test_a_token_that_was_tampered_with_does_not_spend_its_owners_budget(make_ap
     assert Caller(app, HERE, token).statuses(1) == [200]
 
 
+def test_a_refresh_token_spends_the_budget_of_its_session_and_not_of_its_user(make_app):
+    """It lives for weeks, and nobody has looked yet whether its session has ended: a stolen one must do no harm."""
+    app = make_app()
+    with app.app_context():
+        user = factories.make_user()
+        issued = tokens.issue(SignIn(factories.make_session(user), user, fresh=True))
+
+    assert Caller(app, THERE, issued["refresh_token"]).statuses(4) == [401, 401, 401, 429]
+    assert Caller(app, HERE, issued["refresh_token"]).statuses(1) == [429]
+    assert Caller(app, HERE, issued["access_token"]).statuses(3) == [200, 200, 200]
+
+
 SAME_BUDGET = [
     (HERE, HERE),
     ("2001:db8:1:2::1", "2001:db8:1:2:ffff::9"),
@@ -366,6 +378,16 @@ def test_a_budget_can_be_spent_once_per_key_and_given_back(make_app):
     assert 599 <= int(caught.value.headers["Retry-After"]) <= 601
 
 
+def test_a_budget_can_be_looked_at_before_something_is_done_and_counted_after(make_app):
+    with make_app(LIMIT_MAILBOX="2/hour").app_context():
+        assert [limits.has_room("mailbox", "ann") for _ in range(5)] == [True] * 5
+        limits.count("mailbox", "ann")
+        assert limits.has_room("mailbox", "ann")
+        limits.count("mailbox", "ann")
+        assert not limits.has_room("mailbox", "ann")
+        assert limits.has_room("mailbox", "ben")
+
+
 def test_budgets_of_different_names_and_keys_do_not_touch(make_app):
     with make_app(LIMIT_PASSWORD="1/minute", LIMIT_MAILBOX="1/minute").app_context():
         limits.spend("password", "a", "b")
@@ -387,6 +409,8 @@ def test_limits_can_be_switched_off_for_load_tests(make_app):
         limits.spend("password", "ann")
         limits.spend("password", "ann")
         limits.refill("password", "ann")
+        limits.count("password", "ann")
+        assert limits.has_room("password", "ann")
 
 
 def test_an_application_without_limits_does_not_take_them_from_the_next_one(make_app):
