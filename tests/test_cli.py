@@ -111,6 +111,13 @@ def test_create_admin_refuses_a_taken_address(run, as_user):
     assert "already exists" in refused(result)
 
 
+def test_create_admin_refuses_a_password_that_is_not_utf_8(run, in_app):
+    result = run("users", "create-admin", "root@x.com", "--password-stdin", entered=b"plenty of \xff words\n")
+
+    assert "UTF-8" in refused(result, 2)
+    assert in_app(users) == {}
+
+
 def test_create_admin_takes_no_password_as_an_argument(run):
     assert "unexpected extra argument" in refused(run("users", "create-admin", "root@example.com", PASSWORD), 2)
     assert "No such option" in refused(run("users", "create-admin", "root@example.com", "--password", PASSWORD), 2)

@@ -77,10 +77,10 @@ def create_admin(email: str, password_stdin: bool) -> None:
 def _password(*, from_stdin: bool) -> str:
     # Never as an argument: those are visible to every process of the machine.
     if from_stdin:
-        password = sys.stdin.readline().rstrip("\r\n")
         try:
-            password.encode()
-        except UnicodeEncodeError as error:
+            password = sys.stdin.readline().rstrip("\r\n")
+            password.encode()  # fails where the locale let other bytes in
+        except UnicodeError as error:
             raise click.UsageError("The password is not UTF-8.") from error
         return password
     return str(click.prompt("Password", hide_input=True, confirmation_prompt=True))
