@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -111,6 +112,16 @@ def test_production_gets_no_demo_accounts(make_app, capsys):
 
     assert addresses(app) == set()
     assert "create-admin" in capsys.readouterr().out
+
+
+def test_a_port_that_is_taken_is_one_line_and_nothing_is_made(make_app, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        result = make_app(PORT=str(port)).test_cli_runner().invoke(args=["start"])
+
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == f"Error: PORT {port} is in use; try another.\n"
+    assert not (tmp_path / "data" / "project.db").exists()
 
 
 # --- processes --------------------------------------------------------------------------------------------------------
