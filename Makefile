@@ -52,7 +52,7 @@ security: .venv/dev.stamp ## Look for insecure code
 
 # Business rules live in the services, so there every line and branch has a test.
 coverage: .venv/dev.stamp ## Run the tests and demand their coverage
-	@$(BIN)/pytest -n auto --cov --cov-report=term
+	@$(MAKE) --no-print-directory test ARGS="-n auto --cov --cov-report=term"
 	@$(BIN)/coverage report --include='src/project/*/service.py' --fail-under=100
 
 audit: .venv/dev.stamp ## Look for known vulnerabilities in what is locked (asks the network, so not in check)
