@@ -16,7 +16,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 LOCKS = {
     ROOT / "requirements" / "main.txt": ["--extra", "build"],
-    ROOT / "requirements" / "dev.txt": ["--extra", "build", "--extra", "dev", "-c", "requirements/main.txt"],
+    ROOT / "requirements" / "s3.txt": ["--extra", "build", "--extra", "s3", "-c", "requirements/main.txt"],
+    ROOT / "requirements" / "dev.txt": [*("--extra", "build", "--extra", "s3", "--extra", "dev"), "-c", "requirements/s3.txt"],
 }
 RESOLVE = [
     *("uv", "pip", "compile", "setup.cfg", "--quiet", "--no-header"),
@@ -45,7 +46,7 @@ def _requirements(text: str) -> list[str]:
 
 
 def write() -> None:
-    """Resolve both locks; versions already locked stay unless a range forbids them.
+    """Resolve the locks; versions already locked stay unless a range forbids them.
 
     Pass `--upgrade` (`make lock UPGRADE=1`) for the newest allowed versions.
     """
