@@ -348,7 +348,7 @@ def test_processes_that_start_together_agree_on_the_secrets(tmp_path):
             folder = tmp_path / str(attempt)
             first, second = pool.map(secrets_of, [str(folder)] * 2, chunksize=1)
             assert first == second
-            assert sorted(path.name for path in folder.iterdir()) == ["jwt_secret_key", "secret_key"]
+            assert sorted(path.name for path in folder.iterdir()) == ["files", "jwt_secret_key", "secret_key"]
 
 
 # --- real processes ---------------------------------------------------------------------------------------------------

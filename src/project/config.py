@@ -1,26 +1,22 @@
 """Settings: read once from the environment, typed, and refused at start with one line that names the variable."""
 
+import importlib.util
 import os
-import re
-import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import cast
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from flask import current_app
 from sqlalchemy.engine import URL, make_url
 from werkzeug.local import LocalProxy
 
 from project.database import engine_options
-from project.environment import ConfigError, Reader
+from project.environment import ConfigError, Reader, make_directory
+from project.secret_keys import read_jwt_keys, read_secret_key
 
-MIN_SECRET_BYTES = 32
-MIN_DIFFERENT_CHARACTERS = 8
-# What examples say where a secret belongs; nobody should have started with it.
-PLACEHOLDER = re.compile(r"change.?me|replace.?(me|this)|your.?(own|secret|key)|placeholder|example", re.IGNORECASE)
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 
 # A limiter that cannot answer at once is worse than one that counts in the process.
@@ -35,17 +31,36 @@ class Environment(StrEnum):
     PRODUCTION = "production"
 
 
+class Delivery(StrEnum):
+    """Who sends the bytes of a file on local disk: the application, or nginx when told where they are."""
+
+    APP = "app"
+    X_ACCEL = "x-accel"
+
+
 @dataclass(frozen=True)
 class Limits:
     """Rate limits in the notation `count/period`; docs/client-guide.md says what each protects."""
 
     read: str
     write: str
+    download: str
     anonymous: str
     login_network: str
     login_account: str
     password: str
     mailbox: str
+
+
+@dataclass(frozen=True)
+class Files:
+    """Where files are kept, who sends them, and what may be uploaded; sizes in bytes."""
+
+    storage_url: str
+    delivery: Delivery
+    max_size: int
+    quota: int
+    allowed_types: list[str]
 
 
 @dataclass(frozen=True, repr=False)
@@ -72,6 +87,7 @@ class Settings:
     cors_origins: list[str]
     mail_url: str
     mail_from: str
+    files: Files
     payments_provider: str
 
     @property
@@ -102,6 +118,7 @@ def load_config(env: Mapping[str, str] = os.environ) -> Settings:
     """
     read = Reader(env)
     environment = read.parse("APP_ENV", "development", Environment, "development, testing or production")
+    production = environment is Environment.PRODUCTION
     data_dir = Path(read.text("DATA_DIR", "instance")).absolute()
     port = read.integer("PORT", 8000, at_least=1)
     database_url = _database_url(read, data_dir)
@@ -114,8 +131,8 @@ def load_config(env: Mapping[str, str] = os.environ) -> Settings:
         redis_url=_redis_url(read),
         rate_limits=read.flag("RATE_LIMITS", "on"),
         limits=_limits(read),
-        secret_key=_secret_key(read, environment, data_dir),
-        jwt_keys=_jwt_keys(read, environment, data_dir),
+        secret_key=read_secret_key(read, data_dir, required=production),
+        jwt_keys=read_jwt_keys(read, data_dir, required=production),
         web_concurrency=_web_concurrency(read, database_url),
         web_threads=read.integer("WEB_THREADS", 16, at_least=1, at_most=256),
         log_level=_log_level(read),
@@ -127,6 +144,7 @@ def load_config(env: Mapping[str, str] = os.environ) -> Settings:
         cors_origins=read.origins("CORS_ORIGINS", "http://localhost:3000,http://localhost:5173"),
         mail_url=read.url("MAIL_URL", "file://outbox", "file", "smtp", "smtps", "memory"),
         mail_from=read.text("MAIL_FROM", "Project <no-reply@localhost>"),
+        files=_files(read, data_dir),
         payments_provider=_payments_provider(read),
     )
     _check(read, settings)
@@ -137,9 +155,12 @@ def _check(read: Reader, settings: Settings) -> None:
     """Check what concerns several settings, or the machine."""
     if settings.production:
         _refuse_in_production(read, settings)
+    if settings.files.storage_url.startswith("file:"):
+        name = "STORAGE_URL" if read.text("STORAGE_URL") else "DATA_DIR"
+        make_directory(name, Path(unquote(urlsplit(settings.files.storage_url).path)))
     if settings.sqlite:
         name = "DATABASE_URL" if read.text("DATABASE_URL") else "DATA_DIR"
-        _make_directory(name, Path(make_url(settings.database_url).database or "").parent)
+        make_directory(name, Path(make_url(settings.database_url).database or "").parent)
 
 
 def _database_url(read: Reader, data_dir: Path) -> str:
@@ -156,14 +177,29 @@ def _database_url(read: Reader, data_dir: Path) -> str:
     return url.set(drivername="sqlite", database=str(Path(url.database).absolute())).render_as_string()
 
 
-def _make_directory(name: str, path: Path) -> None:
-    """Make a directory that files are written to."""
-    try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError:
-        raise ConfigError(f"{name} must be where a directory can be made") from None
-    if not os.access(path, os.W_OK):
-        raise ConfigError(f"{name} must be in a directory that can be written to")
+def _files(read: Reader, data_dir: Path) -> Files:
+    return Files(
+        storage_url=_storage_url(read, data_dir),
+        delivery=read.parse("FILES_DELIVERY", "app", Delivery, "app or x-accel"),
+        max_size=read.size("FILES_MAX_SIZE", "100 MiB"),
+        quota=read.size("FILES_QUOTA", "1 GiB"),
+        allowed_types=read.types("FILES_ALLOWED_TYPES", "*/*"),
+    )
+
+
+def _storage_url(read: Reader, data_dir: Path) -> str:
+    """Return `file:///folder`, or `s3://bucket/prefix?endpoint=…&region=…`."""
+    url = read.url("STORAGE_URL", (data_dir / "files").as_uri(), "file", "s3")
+    parts = urlsplit(url)
+    options = dict(parse_qsl(parts.query, keep_blank_values=True))
+    if parts.scheme == "s3":
+        if not parts.netloc or set(options) - {"endpoint", "region"}:
+            raise ConfigError("STORAGE_URL must be s3://bucket/prefix, perhaps with ?endpoint=https://…&region=…")
+        if importlib.util.find_spec("boto3") is None:
+            raise ConfigError("STORAGE_URL needs boto3 for s3: install requirements/s3.txt")
+    elif parts.netloc or options or not parts.path.startswith("/"):
+        raise ConfigError("STORAGE_URL must be file:///absolute/path or s3://bucket/prefix")
+    return url
 
 
 def _redis_url(read: Reader) -> str | None:
@@ -176,6 +212,7 @@ def _limits(read: Reader) -> Limits:
     return Limits(
         read=read.limit("LIMIT_READ", "600/minute"),
         write=read.limit("LIMIT_WRITE", "120/minute"),
+        download=read.limit("LIMIT_DOWNLOAD", "600/minute"),
         anonymous=read.limit("LIMIT_ANONYMOUS", "100/15 minutes"),
         login_network=read.limit("LIMIT_LOGIN_NETWORK", "10/15 minutes"),
         login_account=read.limit("LIMIT_LOGIN_ACCOUNT", "100/hour"),
@@ -207,53 +244,6 @@ def _payments_provider(read: Reader) -> str:
     if provider not in {"sandbox", "stripe"}:
         raise ConfigError("PAYMENTS_PROVIDER must be sandbox or stripe")
     return provider
-
-
-def _secret_key(read: Reader, environment: Environment, data_dir: Path) -> str:
-    value = read.text("SECRET_KEY")
-    if not value and environment is not Environment.PRODUCTION:
-        value = _generated(data_dir / "secret_key")
-    return _strong("SECRET_KEY", value)
-
-
-def _jwt_keys(read: Reader, environment: Environment, data_dir: Path) -> dict[str, str]:
-    value = read.text("JWT_SECRET_KEYS")
-    if not value and environment is not Environment.PRODUCTION:
-        value = f"dev:{_generated(data_dir / 'jwt_secret_key')}"
-    pairs = [[part.strip() for part in item.split(":", 1)] for item in value.split(",")]
-    if value and not all(len(pair) == 2 and all(pair) for pair in pairs):
-        raise ConfigError("JWT_SECRET_KEYS must be keys written kid:secret, separated by commas")
-    keys = {pair[0]: _strong("JWT_SECRET_KEYS", pair[-1]) for pair in pairs}
-    if not len(set(keys.values())) == len(keys) == len(pairs):
-        raise ConfigError("JWT_SECRET_KEYS must not have a kid or a secret twice")
-    return keys
-
-
-def _strong(name: str, value: str) -> str:
-    if not value:
-        raise ConfigError(f"{name} is required")
-    if len(value.encode()) < MIN_SECRET_BYTES or len(set(value)) < MIN_DIFFERENT_CHARACTERS:
-        raise ConfigError(f"{name} needs secrets of at least {MIN_SECRET_BYTES} random bytes")
-    if PLACEHOLDER.search(value):
-        raise ConfigError(f"{name} still has the value of an example")
-    return value
-
-
-def _generated(path: Path) -> str:
-    """Return the development secret kept at `path`, made once even if two processes start together."""
-    _make_directory("DATA_DIR", path.parent)
-    draft = path.with_name(f"{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
-    if not path.exists():
-        draft.touch(mode=0o600)
-        draft.write_text(secrets.token_urlsafe(48))
-        try:
-            # A hard link fails when the name is taken, so the first one wins and the file is never half written.
-            path.hardlink_to(draft)
-        except FileExistsError:
-            pass
-        finally:
-            draft.unlink()
-    return path.read_text().strip()
 
 
 def _refuse_in_production(read: Reader, settings: Settings) -> None:

@@ -1,6 +1,9 @@
 """Reads environment variables one at a time, so that each error can name the variable it is about."""
 
+import os
+import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TypeVar
 from urllib.parse import SplitResult, urlsplit
 
@@ -9,6 +12,8 @@ from sqlalchemy.exc import ArgumentError
 
 _TRUE = {"1", "true", "yes", "on"}
 _FALSE = {"0", "false", "no", "off"}
+_UNITS = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
+_TYPE = re.compile(r"[a-z0-9.+*-]+/[a-z0-9.+*-]+")
 # In every other scheme, such as those of apps and of files, the host may be missing.
 _NEED_A_HOST = {"http", "https", "redis", "rediss", "smtp", "smtps"}
 
@@ -66,6 +71,14 @@ class Reader:
         """Return a rate limit in the notation `10/15 minutes`."""
         return self.parse(name, default, _limit, "a limit such as 10/minute")
 
+    def size(self, name: str, default: str) -> int:
+        """Return a number of bytes, written as it is or with KiB, MiB or GiB."""
+        return self.parse(name, default, _size, "a number of bytes such as 100 MiB")
+
+    def types(self, name: str, default: str) -> list[str]:
+        """Return a comma-separated list of media types, with `*` as in `image/*`."""
+        return self.parse(name, default, _types, "media types such as image/*,application/pdf")
+
     def url(self, name: str, default: str, *schemes: str) -> str:
         """Return an absolute URL without a trailing slash; no scheme named means any."""
         expected = f"a URL ({', '.join(schemes)})" if schemes else "a URL"
@@ -74,6 +87,20 @@ class Reader:
             raise ConfigError(f"{name} must be {expected}")
         value = self.text(name, default)
         return value.rstrip("/") if parts.netloc else value
+
+
+def make_directory(name: str, path: Path) -> None:
+    """Make a directory that files are written to.
+
+    Raises:
+        ConfigError: naming the variable that says where.
+    """
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError:
+        raise ConfigError(f"{name} must be where a directory can be made") from None
+    if not os.access(path, os.W_OK):
+        raise ConfigError(f"{name} must be in a directory that can be written to")
 
 
 def _names(text: str) -> list[str]:
@@ -87,6 +114,20 @@ def _origins(text: str) -> list[str]:
         if parts and origin != f"{parts.scheme}://{parts.netloc}".lower():
             raise ValueError("it has a path or upper-case letters, and would never match")
     return origins
+
+
+def _size(text: str) -> int:
+    match = re.fullmatch(r"([1-9][0-9]{0,17}) ?(|KiB|MiB|GiB)", text)
+    if match is None:
+        raise ValueError("not a size")
+    return int(match[1]) * _UNITS[match[2]]
+
+
+def _types(text: str) -> list[str]:
+    types = _names(text.lower())
+    if not types or not all(_TYPE.fullmatch(item) for item in types):
+        raise ValueError("not media types")
+    return types
 
 
 def _limit(text: str) -> str:

@@ -14,6 +14,7 @@ from flask import request
 from sqlalchemy import ColumnElement, Select, Uuid, func, literal, select, tuple_
 from sqlalchemy.orm import InstrumentedAttribute
 
+from project import signing
 from project.config import settings
 from project.database import UtcDateTime, db
 from project.errors import BadRequest
@@ -21,7 +22,6 @@ from project.errors import BadRequest
 # A file name of 255 characters is the longest value sorted by: about 1,400 characters of cursor.
 MAX_CURSOR_LENGTH = 4096
 _SIGNATURE_BYTES = 16
-_KEY_LABEL = b"pagination cursor"
 # JSON has numbers and texts; values of these column types are written with str() and read back so.
 _PARSERS: dict[type, Callable[[str], Any]] = {UtcDateTime: datetime.fromisoformat, Uuid: UUID}
 
@@ -160,7 +160,6 @@ def _parse(value: Any, column: InstrumentedAttribute[Any]) -> Any:
 
 
 def _sign(payload: bytes, scope: list[str]) -> bytes:
-    key = hmac.digest(settings.secret_key.encode(), _KEY_LABEL, "sha256")
     # JSON holds no raw NUL, so scope and payload cannot be shifted into each other.
     message = json.dumps(scope).encode() + b"\0" + payload
-    return hmac.digest(key, message, "sha256")[:_SIGNATURE_BYTES]
+    return signing.digest("pagination cursor", message)[:_SIGNATURE_BYTES]
