@@ -1,21 +1,25 @@
-"""The pytest plugin that gives tests one PostgreSQL and one Valkey per test run.
+"""The pytest plugin that gives tests one PostgreSQL and one Valkey per test run, and an S3.
 
 Under xdist the controller starts them and tells the workers where they are; without it they start
-when a test first asks. TEST_DATABASE_URL and TEST_REDIS_URL name servers to use instead.
+when a test first asks. TEST_DATABASE_URL, TEST_REDIS_URL and TEST_S3_URL name servers to use instead.
 """
 
 import os
 from contextlib import ExitStack
+from uuid import uuid4
 
 import pytest
 from sqlalchemy.engine import make_url
 
-from tests.servers import run_postgres, run_valkey
+from tests.servers import CREDENTIALS, make_bucket, run_postgres, run_s3, run_valkey
 
 SERVERS = {
     "postgres": ("TEST_DATABASE_URL", run_postgres),
     "valkey": ("TEST_REDIS_URL", run_valkey),
+    "s3": ("TEST_S3_URL", run_s3),
 }
+# The S3 answers after a third of a second, and few tests want it: a worker whose tests do starts its own.
+SHARED = ("postgres", "valkey")
 
 
 class Servers:
@@ -49,7 +53,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_configure_node(node) -> None:
     """On the xdist controller: start the servers before the first worker and pass their addresses on."""
     servers = node.config.stash[SERVERS_KEY]
-    node.workerinput["server_urls"] = {name: servers.url(name) for name in SERVERS}
+    node.workerinput["server_urls"] = {name: servers.url(name) for name in SHARED}
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -78,3 +82,26 @@ def valkey_url(pytestconfig: pytest.Config) -> str:
         return url
     worker = getattr(pytestconfig, "workerinput", {}).get("workerid", "gw0")
     return f"{url}/{worker.removeprefix('gw')}"
+
+
+@pytest.fixture(scope="session")
+def s3_url(pytestconfig: pytest.Config) -> str:
+    """The endpoint of an S3. What is at TEST_S3_URL takes the credentials of the environment."""
+    return pytestconfig.stash[SERVERS_KEY].url("s3")
+
+
+@pytest.fixture
+def s3_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put the credentials into the environment, where boto3 looks when it makes a client."""
+    if os.environ.get("TEST_S3_URL"):
+        return
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name, value in CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.fixture
+def bucket_url(s3_url: str, s3_credentials: None) -> str:
+    """The STORAGE_URL of an empty bucket."""
+    return make_bucket(s3_url, f"test-{uuid4()}")
