@@ -21,7 +21,7 @@ from tests.conftest import ENV
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "project"
 MODULES = sorted(SOURCE.rglob("*.py"))
-ROUTES = sorted([*SOURCE.glob("*/routes.py"), *SOURCE.glob("*/webhooks.py")])
+ROUTES = sorted([*SOURCE.glob("*/*routes.py"), *SOURCE.glob("*/webhooks.py")])
 VERBS = {"get", "post", "put", "patch", "delete"}
 
 # Operations for everybody. A route that is not here needs a token.
@@ -33,15 +33,20 @@ PUBLIC = {
     "forgot_password",
     "reset_password",
     "confirm_email",
+    "get_shared_content",
 }
+# Operations where signing in is optional: what they show depends on it.
+OPTIONAL = {"get_content", "get_thumbnail"}
 # From the top: what may be counted before who is known, who is known before what is read.
 ORDER = [
     ("verb", VERBS),
     ("limit", {"limit"}),
-    ("who", {"public", "login_required", "role_required", "token_required"}),
+    ("who", {"public", "login_optional", "login_required", "role_required", "token_required"}),
     ("idempotency", {"idempotent"}),
+    ("body", {"raw_body"}),
     ("arguments", {"arguments"}),
     ("response", {"response"}),
+    ("content", {"serves_content"}),
     ("conditional", {"conditional"}),
     ("precondition", {"precondition"}),
     ("raises", {"raises"}),
@@ -49,7 +54,7 @@ ORDER = [
 # The loaders themselves, the Link header, and the digest in the address of an asset.
 MAY_READ_INPUT = {"json.py", "blueprint.py", "pagination.py", "pages.py"}
 MAY_READ_ENVIRONMENT = {"config.py", "app.py"}
-NEED_A_REQUEST = {"routes.py", "webhooks.py", "tokens.py"}
+NEED_A_REQUEST = {"routes.py", "content_routes.py", "webhooks.py", "tokens.py", "bodies.py", "delivery.py"}
 # What every problem has (RFC 9457, with code and request_id of ours).
 MEMBERS = {"type", "title", "status", "detail", "instance", "code", "request_id"}
 ID = "0190f8e2-5a3b-7c4d-8e9f-0a1b2c3d4e5f"
@@ -100,7 +105,7 @@ def test_there_are_routes_to_look_at():
 
 @route
 def test_a_route_asks_who_is_calling_unless_it_is_for_everybody(path, function):
-    guards = {"login_required", "role_required", "token_required"} & set(decorators(function))
+    guards = {"login_optional", "login_required", "role_required", "token_required"} & set(decorators(function))
     assert bool(guards) != (function.name in PUBLIC)
     assert ("public" in decorators(function)) == (function.name in PUBLIC)
 
@@ -241,15 +246,16 @@ def operations(app) -> list[tuple[str, str, Rule]]:
 def test_every_operation_outside_the_public_list_is_401_without_a_token(app, client):
     statuses = {rule.endpoint: client.open(path, method=method).status_code for method, path, rule in operations(app)}
 
-    assert {endpoint.partition(".")[2] for endpoint, status in statuses.items() if status != 401} == PUBLIC
+    assert {endpoint.partition(".")[2] for endpoint, status in statuses.items() if status != 401} == PUBLIC | OPTIONAL
 
 
 def test_every_operation_is_limited_the_public_ones_each_by_itself(app):
     for _, _, rule in operations(app):
         marks = app.view_functions[rule.endpoint]._apidoc
-        assert marks["limit"] in {"read", "write", "anonymous"}
-        assert (marks["limit"] == "anonymous") == (marks["auth"] == "public")
-        assert (marks["limit"] == "read") == ("GET" in (rule.methods or set()))
+        assert marks["limit"] in {"read", "write", "download", "anonymous"}
+        assert (marks["limit"] == "download") == bool(marks.get("content"))
+        assert (marks["limit"] == "anonymous") == (marks["auth"] == "public" and not marks.get("content"))
+        assert (marks["limit"] in {"read", "download"}) == ("GET" in (rule.methods or set()))
 
 
 REFUSALS = [

@@ -65,7 +65,7 @@ def test_a_process_without_its_database_is_not_ready(ready_app):
     response = ready_app.test_client().get("/readyz")
     assert response.status_code == 503
     assert response.content_type == "application/problem+json"
-    assert response.json["code"] == "not_ready"
+    assert response.json["code"] == "instance_not_ready"
     assert response.json["detail"] == "Not ready: database, migrations."
     assert response.json["checks"] == {"database": "failed", "migrations": "failed", "rate_limits": "ok"}
     assert response.headers["Retry-After"]

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from marshmallow import ValidationError, fields
 
 from project.blueprint import Parser
+from project.email_addresses import normalize_email
 from project.errors import MAX_FIELD_ERRORS, REGISTRY, Invalid, problem_response
+from project.list_queries import page_query
 from project.pagination import PageRequest
 from project.schemas import (
     Boolean,
@@ -29,8 +31,6 @@ from project.schemas import (
     String,
     Timestamp,
     field_errors,
-    normalize_email,
-    page_query,
 )
 from project.security import Role
 

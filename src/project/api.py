@@ -9,6 +9,9 @@ from marshmallow import Schema
 
 from project.auth.routes import blueprint as auth
 from project.blueprint import Blueprint, IdConverter
+from project.files.content_routes import blueprint as contents
+from project.files.content_routes import share_blueprint as shares
+from project.files.routes import blueprint as files
 from project.openapi import ProblemOut
 from project.users.routes import audit_blueprint as audit
 from project.users.routes import blueprint as users
@@ -16,9 +19,9 @@ from project.users.routes import blueprint as users
 PREFIX = "/v1"
 VERSION = "0.1.0"
 
-BLUEPRINTS: list[Blueprint] = [auth, users, audit]
+BLUEPRINTS: list[Blueprint] = [auth, users, audit, files, contents, shares]
 
-DESCRIPTION = """Accounts behind one REST API.
+DESCRIPTION = """Accounts and files behind one REST API.
 
 Success is `{"data": …}`; a list adds `meta`. Every failure is `application/problem+json` with a `code` from
 [/errors](/errors). Sign in at `POST /v1/auth/login`; on this page the token is then used by itself.
@@ -30,12 +33,17 @@ def _header(description: str, **schema: Any) -> dict[str, Any]:
 
 
 HEADERS = {
+    "Accept-Ranges": _header("`bytes`: parts can be asked for.", enum=["bytes"]),
+    "Content-Disposition": _header("Whether to show the file or to save it, and under which name (RFC 6266)."),
+    "Content-Range": _header("Which bytes these are, and of how many."),
     "ETag": _header("The version of the object, for If-Match and If-None-Match."),
     "Idempotent-Replayed": _header("`true` when this is the stored answer to an earlier request.", enum=["true"]),
+    "Last-Modified": _header("When the file was stored."),
     "Link": _header('The next page, `rel="next"` (RFC 8288); absent on the last.'),
     "Location": _header("Where the new object is.", format="uri-reference"),
     "RateLimit": _header("What is left of each limit (r) and the seconds until it is full again (t)."),
     "RateLimit-Policy": _header("The limits that apply: quota (q) in a window of seconds (w)."),
+    "Repr-Digest": _header("The SHA-256 of the whole file, also with a part of it (RFC 9530)."),
     "Retry-After": _header("Seconds to wait.", pattern="^[0-9]+$"),
     "WWW-Authenticate": _header("The challenge (RFC 6750)."),
     "X-Request-ID": _header("The request's id in our logs."),
@@ -54,8 +62,11 @@ def _parameter(name: str, description: str, *, required: bool = False, **schema:
 
 KEY: dict[str, Any] = {"minLength": 1, "maxLength": 255, "pattern": "^[!-~]+$"}
 PARAMETERS = {
+    "Content-Digest": _parameter("Content-Digest", "`sha-256=:<base64>:`; other bytes are refused (RFC 9530)."),
     "If-Match": _parameter("If-Match", "Go on only if this is the current version; else 412."),
     "If-None-Match": _parameter("If-None-Match", "The version you have; 304 when it is the current one."),
+    "If-Range": _parameter("If-Range", "Send the range only of this version; else the whole."),
+    "Range": _parameter("Range", "One range of bytes; several, or another unit, give the whole."),
     "Idempotency-Key": _parameter("Idempotency-Key", "A repeated request with the same key runs once.", **KEY),
     "Idempotency-Key-Required": _parameter(
         "Idempotency-Key", "A repeated request with the same key runs once.", required=True, **KEY

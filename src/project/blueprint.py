@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from functools import wraps
 from http import HTTPStatus
-from typing import Any, NoReturn, TypeVar
+from typing import Any, ClassVar, NoReturn, TypeVar
 
 import flask_smorest
 from flask import Request, Response, current_app, g, request
@@ -29,6 +29,7 @@ _LOCATIONS = {
     "files": "",
     "query": "/query",
     "headers": "/header",
+    "upload": "",
 }
 
 
@@ -99,6 +100,11 @@ class Blueprint(flask_smorest.Blueprint):
     """A feature's routes. Success is `{"data": …}`, for a list with `meta`; failures are problems."""
 
     ARGUMENTS_PARSER = Parser()
+    # A form with a file is a location of its own, since its fields and its file make one body.
+    DEFAULT_LOCATION_CONTENT_TYPE_MAPPING: ClassVar = {
+        **flask_smorest.Blueprint.DEFAULT_LOCATION_CONTENT_TYPE_MAPPING,
+        "upload": "multipart/form-data",
+    }
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

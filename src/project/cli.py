@@ -14,18 +14,28 @@ from sqlalchemy.exc import DBAPIError
 
 from project import jobs, seeds, server
 from project.auth import credentials
+from project.email_addresses import normalize_email
 from project.errors import AppError
+from project.files import sweep
 from project.housekeeping import clean_up
 from project.pagination import PageRequest
-from project.schemas import normalize_email
 from project.security import Role
 from project.users import service as users
 from project.users.models import User
 from project.users.schemas import UserOut
 
 users_cli = AppGroup("users", help="Accounts.")
+files_cli = AppGroup("files", help="Files and their storage.")
 openapi_cli = AppGroup("openapi", help="The OpenAPI document.")
 
+SWEPT = {
+    "uploads": "uploads that never ended",
+    "parts": "parts of uploads",
+    "deleted": "deleted files whose bytes were still there",
+    "orphans": "objects without a file",
+    "missing": "files whose bytes are missing, now marked so",
+    "recounted": "accounts whose counters were wrong",
+}
 OPENAPI_FILE = Path("docs/openapi.json")
 
 
@@ -128,6 +138,43 @@ def deactivate(email: str) -> None:
     click.echo(f"{email} is deactivated.")
 
 
+@files_cli.command("sweep")
+@click.option(
+    "--older-than",
+    type=click.IntRange(min=0),
+    default=sweep.OLDER_THAN,
+    show_default=True,
+    metavar="SECONDS",
+    help="Leave alone what was touched since; 0 only when no server runs.",
+)
+@click.option("--dry-run", is_flag=True, help="Count, and change nothing.")
+@reports_errors
+def sweep_files(older_than: int, dry_run: bool) -> None:
+    """Clear up what crashed uploads and deletions have left."""
+    swept = sweep.sweep(older_than=older_than, dry_run=dry_run)
+    click.echo("Found, and left as it is:" if dry_run else "Cleared up:")
+    for name, what in SWEPT.items():
+        click.echo(f"{getattr(swept, name):>7}  {what}")
+
+
+@files_cli.command("verify")
+@click.option("--sample", type=click.IntRange(min=1), metavar="N", help="Only N files, picked by chance.")
+@reports_errors
+def verify_files(sample: int | None) -> None:
+    """Read every stored file again and compare it with its row; fails if anything is wrong."""
+    problems: list[str] = []
+    total = sweep.count_files(sample=sample)
+    with click.progressbar(sweep.verify(sample=sample), length=total, label="Verifying", file=sys.stderr) as files:
+        problems += [f"file {found.file_id}: {found.problem}" for found in files if found.problem]
+    problems += [f"object {stored.key}: it belongs to no file" for stored in sweep.find_orphans()]
+    problems += [f"account {user_id}: its counters are wrong" for user_id in sweep.wrong_counters()]
+    for problem in problems:
+        click.echo(problem)
+    if problems:
+        raise click.ClickException(f"{len(problems)} problems; `flask files sweep` cures all but lost bytes.")
+    click.echo(f"{total} files are as they were stored.")
+
+
 @click.command("seed")
 @reports_errors
 def seed() -> None:
@@ -180,5 +227,5 @@ def write_openapi(path: Path, check: bool) -> None:
 
 def init_app(app: Flask) -> None:
     """Register the commands."""
-    for command in (users_cli, openapi_cli, seed, worker, housekeeping, start):
+    for command in (users_cli, files_cli, openapi_cli, seed, worker, housekeeping, start):
         app.cli.add_command(command)

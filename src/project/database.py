@@ -10,6 +10,7 @@ from typing import Any
 from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy import DateTime, Dialect, Engine, Enum, MetaData, TypeDecorator, Uuid, event
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection, make_url
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, registry
 from typing_extensions import override
@@ -196,6 +197,23 @@ def _begin_write() -> None:
     if db.engine.dialect.name == "postgresql":
         options["isolation_level"] = "READ COMMITTED"
     db.session.connection(execution_options=options)
+
+
+def insert(model: type[Base]) -> postgresql.Insert | sqlite.Insert:
+    """Return an INSERT that knows ON CONFLICT; SQLAlchemy has one for each database."""
+    return (postgresql.insert if db.engine.dialect.name == "postgresql" else sqlite.insert)(model)
+
+
+def give_back() -> None:
+    """Give the connection back to the pool before waiting for a client, a disk or a provider.
+
+    Raises:
+        RuntimeError: inside `transaction()`, which must not be open then.
+    """
+    session = db.session()
+    if session.info.get("transaction"):
+        raise RuntimeError("a transaction is open")
+    session.commit()
 
 
 def on_commit(callback: Callable[[], None]) -> None:

@@ -54,8 +54,14 @@ class IdempotencyKeyInvalid(BadRequest):
     cure = "Send one header with 1 to 255 visible ASCII characters, for example a UUID."
 
 
+def _parsed_body() -> object:
+    """Return the parsed JSON body, so that its spelling makes no difference."""
+    has_body = request.content_type or request.content_length or "Transfer-Encoding" in request.headers
+    return load_body(request) if has_body else None
+
+
 def idempotent(
-    *, resume: Callable[[UUID], object], required: bool = False
+    *, resume: Callable[[UUID], object], required: bool = False, sent: Callable[[], object] = _parsed_body
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Run the route once for each key of a user. Stands below the role and above `arguments`.
 
@@ -63,6 +69,8 @@ def idempotent(
     keyword `resumed`. It is None, unless an earlier request with this key made its resource and then failed
     or died before the answer was stored: then it is what `resume(resource_id)` returned, and the route
     answers with it as if it were new: `return resumed or service.create(...)`.
+
+    `sent` returns what, beside method and path, makes two requests the same, as far as JSON can carry it.
     """
     errors: list[type[AppError]] = [IdempotencyKeyInvalid, IdempotencyInProgress, IdempotencyKeyReused]
     if required:
@@ -74,7 +82,7 @@ def idempotent(
             key = _key(required=required)
             if key is None:
                 return view(*args, resumed=None, **kwargs)
-            claimed = claim(user_id=principal().id, key=key, **_identity())
+            claimed = claim(user_id=principal().id, key=key, **_identity(sent()))
             if isinstance(claimed, Answer):
                 return _replay(claimed)
             return _execute(claimed, view, resume, args, kwargs)
@@ -95,11 +103,8 @@ def _key(*, required: bool) -> str | None:
     return header
 
 
-def _identity() -> dict[str, str]:
-    """Return what makes two requests the same: method, path and the parsed body, whatever its spelling."""
-    has_body = request.content_type or request.content_length or "Transfer-Encoding" in request.headers
-    body = load_body(request) if has_body else None
-    canonical = json.dumps([request.method, request.path, body], sort_keys=True, separators=(",", ":"))
+def _identity(sent: object) -> dict[str, str]:
+    canonical = json.dumps([request.method, request.path, sent], sort_keys=True, separators=(",", ":"))
     fingerprint = hashlib.sha256(canonical.encode()).hexdigest()
     return {"method": request.method, "path": request.path, "fingerprint": fingerprint}
 

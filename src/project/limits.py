@@ -66,8 +66,8 @@ def _caller() -> str:
 def limit(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Count a route against one of the limits in the settings; stands directly under the verb.
 
-    `read` and `write` are per user over all routes of the class (per session with a refresh token, per address
-    without a good token), `anonymous` is per address and route. Refusals count as well, since this runs before
+    `read`, `write` and `download` are per user over all routes of the class (per session with a refresh token, per
+    address without a good token), `anonymous` is per address and route. Refusals count as well, since this runs before
     authentication.
     """
 

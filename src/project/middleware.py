@@ -1,6 +1,9 @@
 """WSGI middleware: a body that ends too early is an error, whatever server and framework make of it."""
 
+import socket
+import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from typing import IO, TYPE_CHECKING
 
 from gunicorn.http.errors import ParseException
@@ -11,6 +14,11 @@ from project.errors import IncompleteBody
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+# How long, in seconds, an answered request is read on in all, and while nothing comes.
+LINGER_SECONDS = 10
+SILENCE_SECONDS = 1
+LINGER_BLOCK = 64 * 1024
 
 # How servers report a lost client or broken chunks: gunicorn's NoMoreData and all timeouts are OSErrors.
 _BROKEN = (OSError, ParseException, ClientDisconnected)
@@ -29,8 +37,40 @@ class BodyLength:
 
     def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         """Handle one request."""
-        environ["wsgi.input"] = _Body(environ["wsgi.input"], get_content_length(environ))
-        return self._app(environ, start_response)
+        body = _Body(environ["wsgi.input"], get_content_length(environ))
+        environ["wsgi.input"] = body
+        answer = self._app(environ, start_response)
+        has_body = bool(body.left) or "chunked" in environ.get("HTTP_TRANSFER_ENCODING", "")
+        return _Lingering(answer, body, environ.get("gunicorn.socket")) if has_body and not body.ended else answer
+
+
+class _Lingering:
+    """An answer given before the body was read: once it is sent, what still comes is read and thrown away.
+
+    A server that closes a connection on which bytes are still arriving resets it, and most clients then never see
+    the answer, such as the 413 to an upload that is too large (RFC 9112 §9.6 describes the cure).
+    """
+
+    def __init__(self, answer: Iterable[bytes], body: "_Body", connection: socket.socket | None) -> None:
+        self._answer = answer
+        self._body = body
+        self._connection = connection
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._answer)
+
+    def close(self) -> None:
+        """End the answer, which the server has sent by now, and read on for a while."""
+        if hasattr(self._answer, "close"):
+            self._answer.close()
+        if self._connection is not None:
+            self._connection.settimeout(SILENCE_SECONDS)
+        deadline = time.monotonic() + LINGER_SECONDS
+        with suppress(IncompleteBody):
+            while self._body.read(LINGER_BLOCK) and time.monotonic() < deadline:
+                pass
+        if self._connection is not None:
+            self._connection.settimeout(None)
 
 
 class _Body:
@@ -38,22 +78,23 @@ class _Body:
 
     def __init__(self, stream: IO[bytes], length: int | None) -> None:
         self._stream = stream
-        self._left = length
+        self.left = length
+        self.ended = False  # by a client that has gone, or at the end of chunks
 
     def read(self, size: int | None = -1) -> bytes:
         """Read `size` bytes, or all; fewer only at the end of the body."""
         wanted = self._wanted(size)
         if wanted is None:
-            return _reading(self._stream.read)
-        data = _reading(self._stream.read, wanted) if wanted else b""
+            return self._reading(self._stream.read)
+        data = self._reading(self._stream.read, wanted) if wanted else b""
         while len(data) < wanted:
             # A stream may give less than it was asked for; nothing at all is the end.
-            more = _reading(self._stream.read, wanted - len(data))
+            more = self._reading(self._stream.read, wanted - len(data))
             if not more:
                 break
             data += more
-        if self._left is not None and len(data) < wanted:
-            raise IncompleteBody()
+        if len(data) < wanted:
+            self._end()
         self._count(data)
         return data
 
@@ -61,10 +102,10 @@ class _Body:
         """Read up to the end of a line or `size` bytes."""
         wanted = self._wanted(size)
         if wanted is None:
-            return _reading(self._stream.readline)
-        line = _reading(self._stream.readline, wanted) if wanted else b""
-        if self._left is not None and len(line) < wanted and not line.endswith(b"\n"):
-            raise IncompleteBody()
+            return self._reading(self._stream.readline)
+        line = self._reading(self._stream.readline, wanted) if wanted else b""
+        if len(line) < wanted and not line.endswith(b"\n"):
+            self._end()
         self._count(line)
         return line
 
@@ -85,16 +126,22 @@ class _Body:
     def _wanted(self, size: int | None) -> int | None:
         """Return how many bytes to ask for; None is all of a body without a length."""
         if size is None or size < 0:
-            return self._left
-        return size if self._left is None else min(size, self._left)
+            return self.left
+        return size if self.left is None else min(size, self.left)
 
     def _count(self, data: bytes) -> None:
-        if self._left is not None:
-            self._left -= len(data)
+        if self.left is not None:
+            self.left -= len(data)
 
+    def _end(self) -> None:
+        """Note that the stream is at its end; with a length that is too early."""
+        self.ended = True
+        if self.left is not None:
+            raise IncompleteBody()
 
-def _reading(read: Callable[..., bytes], *size: int) -> bytes:
-    try:
-        return read(*size)
-    except _BROKEN as error:
-        raise IncompleteBody() from error
+    def _reading(self, read: Callable[..., bytes], *size: int) -> bytes:
+        try:
+            return read(*size)
+        except _BROKEN as error:
+            self.ended = True
+            raise IncompleteBody() from error

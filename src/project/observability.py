@@ -52,7 +52,7 @@ _origin: ContextVar[Origin] = ContextVar("origin", default=_NOWHERE)
 class NotReady(Unavailable):
     """503: this process should get no requests yet."""
 
-    code = "not_ready"
+    code = "instance_not_ready"
     message = "The service is not ready."
     cure = "Send requests to another instance until /readyz answers 200."
 

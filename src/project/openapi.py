@@ -26,8 +26,10 @@ from project.schemas import FORMAT, REQUIRED, TYPE, UNKNOWN, OutSchema
 from project.security import InvalidToken, SessionRevoked, TokenExpired, TokenRequired
 
 _TOKEN_ERRORS = (TokenRequired, TokenExpired, InvalidToken, SessionRevoked)
-_JSON_ERRORS = (InvalidJson, IncompleteBody, PayloadTooLarge, UnsupportedMediaType, Invalid)
+_BODY_ERRORS = (IncompleteBody, PayloadTooLarge, UnsupportedMediaType, Invalid)
+_JSON_ERRORS = (InvalidJson, *_BODY_ERRORS)
 _BODY_CODES = (REQUIRED, TYPE, FORMAT, UNKNOWN)
+_BYTES = {"type": "string", "format": "binary"}
 _envelopes: dict[Any, type[Schema]] = {}
 
 
@@ -109,12 +111,13 @@ def _errors_of(doc: dict[str, Any], marks: dict[str, Any]) -> list[type[AppError
     found: list[type[AppError]] = [*marks.get("raises", ()), BadRequest, Invalid, InternalError, Unavailable]
     if "limit" in marks:
         found.append(RateLimited)
+    found += marks.get("body_errors", ())
     if marks.get("auth", "public") != "public":
         found += _TOKEN_ERRORS
     if marks.get("auth") in {"staff", "admin"}:
         found.append(Forbidden)
     if "requestBody" in doc:
-        found += _JSON_ERRORS
+        found += _JSON_ERRORS if "application/json" in doc["requestBody"]["content"] else _BODY_ERRORS
     for parameter in doc["parameters"]:
         if parameter["in"] == "query" and "cursor" in _instance(parameter["schema"]).fields:
             found.append(InvalidCursor)
@@ -155,13 +158,17 @@ def document_operation(doc: dict[str, Any], marks: dict[str, Any], **context: An
     doc["operationId"] = marks["operation_id"]
     doc["security"] = _security(marks.get("auth", "public"))
     field_codes = tuple(marks.get("field_codes", ()))
-    if "requestBody" in doc:
+    if marks.get("raw_body"):
+        doc["requestBody"] = {"required": True, "content": {"*/*": {"schema": _BYTES}}}
+    elif "requestBody" in doc:
         _add_request_example(doc["requestBody"])
         field_codes = (*_BODY_CODES, *field_codes)
     # flask-smorest refers to its own description of a 422; ours comes below.
     doc["responses"] = {status: found for status, found in doc["responses"].items() if isinstance(found, dict)}
     for status, response in doc["responses"].items():
         _add_success_headers(response, marks, int(status))
+    if marks.get("content"):
+        _add_content_responses(doc["responses"])
     if marks.get("versioned") and context["method"] == "get":
         doc["responses"]["304"] = {"description": "Not modified", "headers": _refs("ETag", "X-Request-ID")}
     doc.setdefault("parameters", [])
@@ -170,9 +177,22 @@ def document_operation(doc: dict[str, Any], marks: dict[str, Any], **context: An
     return doc
 
 
+def _add_content_responses(responses: dict[str, Any]) -> None:
+    """Add what else than 200 content is answered with, by conditions, ranges and the kind of storage."""
+    names = ("ETag", "Last-Modified", "Content-Disposition", "Accept-Ranges", "Repr-Digest")
+    ok = responses[HTTPStatus.OK]  # type: ignore[index]  # flask-smorest keys them by what the decorator was given
+    ok["headers"] |= _refs(*names)
+    part = {**ok, "description": "The range that was asked for"}
+    responses["206"] = {**part, "headers": {**part["headers"], **_refs("Content-Range")}}
+    responses["302"] = {"description": "Where storage gives the bytes itself", "headers": _refs("Location")}
+    responses["304"] = {"description": "Not modified", "headers": _refs("ETag", "X-Request-ID")}
+
+
 def _security(auth: str) -> list[dict[str, list[str]]]:
     if auth == "public":
         return []
+    if auth == "optional":
+        return [{}, {"access": []}]
     return [{kind: []} for kind in ("access", "refresh") if kind in auth] or [{"access": []}]
 
 
@@ -204,6 +224,8 @@ def _add_success_headers(response: dict[str, Any], marks: dict[str, Any], status
 def _header_parameters(marks: dict[str, Any], method: str) -> list[str]:
     names = ["If-None-Match", "If-Match"] if marks.get("versioned") and method == "get" else []
     names += ["If-Match"] if marks.get("if_match") else []
+    names += ["Range", "If-Range", "If-None-Match", "If-Match"] if marks.get("content") else []
+    names += ["Content-Digest"] if marks.get("raw_body") else []
     names += ["Idempotency-Key"] if marks.get("idempotent") == "accepted" else []
     names += ["Idempotency-Key-Required"] if marks.get("idempotent") == "required" else []
     return names

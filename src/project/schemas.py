@@ -1,23 +1,22 @@
 """The strict base Schema and the field types of the API: no coercion, and a code for each refusal."""
 
+import enum
 import re
-import unicodedata
 import uuid
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 import orjson
-from email_validator import EmailNotValidError, validate_email
-from marshmallow import EXCLUDE, RAISE, fields, post_load, validate
+from marshmallow import EXCLUDE, RAISE, fields, validate
 from marshmallow import Schema as MarshmallowSchema
 from typing_extensions import override
 
+from project.email_addresses import normalize_email
 from project.errors import FieldError, field_code
-from project.pagination import PageRequest
 
-MAX_EMAIL_LENGTH = 254  # RFC 5321 §4.5.3.1.3, less the angle brackets
 MAX_INT64 = 2**63 - 1
+MAX_METADATA_BYTES = 4096
 
 REQUIRED = field_code("required", "This field is required.", "Send the field.")
 NULL = field_code("null_not_allowed", "This field may not be null.", "Send a value or leave the field out.")
@@ -86,11 +85,16 @@ class Schema(MarshmallowSchema):
 
     @override
     def on_bind_field(self, field_name: str, field_obj: Any) -> None:
-        """Give each message of a field, and of the items of a list, its code."""
+        """Give each message of a field its code, also of what a list or an enumeration holds."""
         messages = field_obj.error_messages.items()
-        field_obj.error_messages = {key: Message(text, _CODE_OF_MESSAGE.get(key, FORMAT)) for key, text in messages}
+        field_obj.error_messages = {
+            key: text if isinstance(text, Message) else Message(text, _CODE_OF_MESSAGE.get(key, FORMAT))
+            for key, text in messages
+        }
         if isinstance(field_obj, fields.List):
             self.on_bind_field(field_name, field_obj.inner)
+        if isinstance(field_obj, fields.Enum):
+            self.on_bind_field(field_name, field_obj.field)
 
 
 class OutSchema(Schema):
@@ -176,6 +180,13 @@ class Integer(fields.Integer):
         return value
 
 
+class Choice(fields.Enum[Any]):
+    """A member of an enumeration, by its value."""
+
+    def __init__(self, choices: type[enum.Enum], **options: Any) -> None:
+        super().__init__(choices, by_value=fields.String, **options)
+
+
 class QueryInteger(Integer):
     """A number in a query string: ASCII digits only."""
 
@@ -251,46 +262,35 @@ class Email(String):
         return address
 
 
-def normalize_email(text: str) -> str | None:
-    """Return the stored form of an address, or None when it is not one (see `Email`)."""
-    if len(text) > MAX_EMAIL_LENGTH or unicodedata.normalize("NFKC", text) != text:
-        return None
-    try:
-        # Whether mail can be delivered is found out by sending one; `.test` is as good a name as another here.
-        found = validate_email(text, check_deliverability=False, allow_smtputf8=False, test_environment=True)
-    except EmailNotValidError:
-        return None
-    return found.ascii_email.lower() if found.ascii_email else None
+class Metadata(fields.Field[dict[str, str]]):
+    """Data of the client's own about an object: a flat JSON object of texts, at most 4 KiB of JSON."""
+
+    default_error_messages = {  # noqa: RUF012 - marshmallow merges this attribute of the classes
+        "invalid": "This must be an object whose values are texts.",
+        "characters": "This has characters that are not allowed.",
+        "length": "This is longer than 4 KiB.",
+    }
+
+    def __init__(self, **options: Any) -> None:
+        documented = {"type": "object", "additionalProperties": {"type": "string"}, "example": {"album": "summer"}}
+        super().__init__(metadata=documented, **options)
+
+    @override
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> dict[str, str]:
+        if not isinstance(value, dict) or not all(isinstance(item, str) for item in value.values()):
+            raise self.make_error("invalid")
+        try:
+            size = len(orjson.dumps(value))
+        except TypeError as error:  # an unpaired surrogate
+            raise self.make_error("characters") from error
+        if any("\0" in text for pair in value.items() for text in pair):
+            raise self.make_error("characters")
+        if size > MAX_METADATA_BYTES:
+            raise self.make_error("length")
+        return value
 
 
 class AcceptedOut(OutSchema):
     """The answer when nothing can be said yet."""
 
     status = fields.String(required=True, metadata={"example": "accepted"})
-
-
-def page_query(sorts: Mapping[str, Any], **filters: fields.Field[Any]) -> type[Schema]:
-    """Make the query schema of a list: paging, a whitelist of sorts, and the list's own filters.
-
-    It loads into `page`, a PageRequest bound to the filters' values, and the filters by name.
-    """
-    choices = [direction + name for name in sorts for direction in ("", "-")]
-
-    class PageQuery(Schema):
-        limit = QueryInteger(load_default=20, validate=Range(1, 100), metadata={"description": "Page size."})
-        # Of any characters: what is no cursor of ours is refused as such.
-        cursor = fields.String(metadata={"description": "`next_cursor` of the page before; keep the other parameters."})
-        include_total = QueryBoolean(load_default=False, metadata={"description": "Count all; slow on long lists."})
-        sort = String(
-            load_default="-created_at",
-            validate=OneOf(choices),
-            metadata={"description": "A field, descending with `-`."},
-        )
-
-        @post_load
-        def gather(self, data: dict[str, Any], **_: Any) -> dict[str, Any]:
-            paging = {name: data.pop(name) for name in ("limit", "cursor", "include_total", "sort") if name in data}
-            bound_to = orjson.dumps(data, default=str, option=orjson.OPT_SORT_KEYS).decode()
-            return {"page": PageRequest(bound_to=bound_to, **paging), **data}
-
-    return type("PageQuery", (PageQuery,), dict(filters))

@@ -161,18 +161,27 @@ def principal() -> Principal:
     return cast(Principal, g.principal)
 
 
+def find_principal() -> Principal | None:
+    """Return the caller of a route under `login_optional`, None when nobody is signed in."""
+    return cast("Principal | None", g.get("principal"))
+
+
+def _load_principal() -> Principal:
+    claims = verified_claims()
+    if claims.kind is not TokenKind.ACCESS:
+        raise InvalidToken()
+    g.principal = _authenticator().load_principal(claims)
+    g.user_id = g.principal.id
+    return cast(Principal, g.principal)
+
+
 def role_required(role: Role) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Ask for an access token of a live session whose account has `role` or more: 401, then 403."""
 
     def decorate(view: Callable[P, R]) -> Callable[P, R]:
         @wraps(view)
         def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
-            claims = verified_claims()
-            if claims.kind is not TokenKind.ACCESS:
-                raise InvalidToken()
-            g.principal = _authenticator().load_principal(claims)
-            g.user_id = g.principal.id
-            if not g.principal.role.covers(role):
+            if not _load_principal().role.covers(role):
                 raise Forbidden()
             return view(*args, **kwargs)
 
@@ -184,6 +193,18 @@ def role_required(role: Role) -> Callable[[Callable[P, R]], Callable[P, R]]:
 def login_required(view: Callable[P, R]) -> Callable[P, R]:
     """Ask for an access token of a live session, whatever the role."""
     return role_required(Role.USER)(view)
+
+
+def login_optional(view: Callable[P, R]) -> Callable[P, R]:
+    """Let everybody in; but whoever sends a token has to send a good one, and is then known."""
+
+    @wraps(view)
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
+        if "Authorization" in request.headers:
+            _load_principal()
+        return view(*args, **kwargs)
+
+    return mark(guarded, auth="optional")
 
 
 def token_required(*kinds: TokenKind) -> Callable[[Callable[P, R]], Callable[P, R]]:

@@ -8,7 +8,7 @@ from sqlalchemy import ForeignKey, Index, String
 from sqlalchemy.orm import Mapped, mapped_column
 
 from project.database import Base, Record
-from project.schemas import MAX_EMAIL_LENGTH
+from project.email_addresses import MAX_EMAIL_LENGTH
 
 
 class Session(Record):

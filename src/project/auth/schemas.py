@@ -3,7 +3,8 @@
 from marshmallow import fields
 
 from project.auth.models import SESSION_SORTS
-from project.schemas import Boolean, Email, Id, Length, OutSchema, QueryBoolean, Schema, String, Timestamp, page_query
+from project.list_queries import page_query
+from project.schemas import Boolean, Email, Id, Length, OutSchema, QueryBoolean, Schema, String, Timestamp
 from project.users.schemas import Name, UserOut
 
 _EMAIL = {"example": "ann@example.com"}

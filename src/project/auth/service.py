@@ -7,14 +7,13 @@ from datetime import datetime, timedelta
 from uuid import UUID
 
 from sqlalchemy import and_, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 
 from project import audit
 from project.auth.links import send_notice, send_verification
 from project.auth.models import KnownNetwork, Session
 from project.auth.passwords import hash_password, hashing, needs_rehash, verify_password
 from project.auth.sessions import KNOWN_NETWORK_LIFETIME, is_alive, revoke
-from project.database import db, transaction, utcnow, uuid7
+from project.database import db, insert, transaction, utcnow, uuid7
 from project.errors import Unauthorized
 from project.jobs import defer, task
 from project.limits import network, refill, spend
@@ -151,7 +150,6 @@ def _new_session(user: User, now: datetime) -> Session:
 
 
 def _remember_network(user_id: UUID, client_network: str, now: datetime) -> None:
-    insert = postgresql.insert if db.engine.dialect.name == "postgresql" else sqlite.insert
     row = {"user_id": user_id, "network": client_network, "last_login_at": now}
     db.session.execute(
         insert(KnownNetwork)

@@ -78,25 +78,17 @@ class File(Record):
     )
 
 
-class DirectUploadState(StrEnum):
-    """open → completing → done; a completion that died is taken over. Aborted or expired, the row goes."""
-
-    OPEN = "open"
-    COMPLETING = "completing"
-    DONE = "done"
-
-
 class DirectUpload(Base):
-    """The permission to put the bytes of a pending file at `incoming_key`, until its URL expires.
+    """The permission to put the bytes of a pending file at `incoming_key`.
 
-    They are copied to the file's own key before they are checked, so that whoever still holds the URL cannot change
-    what was checked.
+    It is open until somebody completes it (`completing_at`; one that died is taken over); then the row goes, as it
+    does with the file when it is aborted or expires. The bytes are moved to the file's own key before they are
+    checked, so that whoever still holds the URL cannot change what was checked.
     """
 
     __tablename__ = "direct_uploads"
 
     file_id: Mapped[UUID] = mapped_column(ForeignKey("files.id", ondelete="CASCADE"), primary_key=True)
-    state: Mapped[DirectUploadState] = mapped_column(default=DirectUploadState.OPEN)
     incoming_key: Mapped[str] = mapped_column(String(80), unique=True)
     completing_at: Mapped[datetime | None]
     expires_at: Mapped[datetime]
@@ -128,6 +120,9 @@ class ShareLink(Record):
     max_downloads: Mapped[int | None]
     downloads: Mapped[int] = mapped_column(default=0)
     revoked_at: Mapped[datetime | None]
+
+    # Not a column: known only when the link is made.
+    url = ""
 
     __table_args__ = (
         CheckConstraint("max_downloads > 0 AND downloads <= max_downloads", name="downloads"),

@@ -6,12 +6,12 @@ from sqlalchemy import CheckConstraint, Index, String
 from sqlalchemy.orm import Mapped, mapped_column
 
 from project.database import Record
-from project.schemas import MAX_EMAIL_LENGTH
+from project.email_addresses import MAX_EMAIL_LENGTH
 from project.security import Role
 
 
 class User(Record):
-    """An account. `email` is stored folded (see schemas.normalize_email), so uniqueness is the plain constraint.
+    """An account. `email` is stored folded (see email_addresses.py), so uniqueness is the plain constraint.
 
     An erased account keeps its row, without the person, for the financial rows that point at it. Raising
     `session_epoch` ends every session: one is alive only while it carries the same number. `version` counts every

@@ -66,6 +66,17 @@ def get_user(user_id: UUID) -> User:
     return user
 
 
+def keep_user(user_id: UUID) -> None:
+    """Keep an account from being erased until the caller's transaction ends, so that nothing is made for it later.
+
+    Raises:
+        NotFound: it is erased.
+    """
+    kept = select(User.id).where(User.id == user_id, User.erased_at.is_(None)).with_for_update(read=True)
+    if db.session.scalar(kept) is None:
+        raise NotFound("There is no such user.")
+
+
 def get_by_email(email: str) -> User:
     """Return the account with this address; for the command line.
 

@@ -1,0 +1,190 @@
+"""Uploads that clients send straight to S3: the signed permission, and the completion that checks what came."""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from uuid import UUID
+
+from sqlalchemy import delete, or_, select, update
+
+from project.config import settings
+from project.database import db, give_back, transaction, utcnow
+from project.errors import AppError, Conflict, Invalid, NotFound
+from project.files import uploads
+from project.files.media_types import is_allowed
+from project.files.models import DirectUpload, File, FileStatus, UploadMethod
+from project.files.parts import measure
+from project.files.storage import DirectStorage, ObjectMissing, new_incoming_key, storage
+from project.idempotency_keys import attach
+
+# The URL is for one PUT that starts now; the row outlives it so that a slow client can still complete.
+URL_SECONDS = 15 * 60
+ROW_LIFETIME = timedelta(hours=24)
+# A completion that takes longer has died with its process, and another may take over.
+COMPLETING = timedelta(minutes=5)
+
+
+class DirectUploadUnsupported(Conflict):
+    """409: the files are on local disk, where clients cannot send them by themselves."""
+
+    code = "direct_upload_unsupported"
+    message = "Direct uploads need S3 storage, which this service does not use."
+    cure = "Upload with POST /v1/files or /v1/files/raw; see `direct_upload` of GET /v1/files/config."
+
+
+class UploadIncomplete(Conflict):
+    """409: the bytes of a direct upload are not there, or it is being completed at this moment."""
+
+    code = "upload_incomplete"
+    message = "The bytes of this upload have not arrived."
+    cure = "PUT them to the upload's `url` with its `headers`, then complete again; once it has expired, begin anew."
+
+
+@dataclass(frozen=True)
+class Permission:
+    """What a client needs to send the bytes of a file to storage."""
+
+    method: str
+    url: str
+    headers: dict[str, str]
+    expires_at: datetime
+
+
+@dataclass(frozen=True)
+class DirectFile:
+    """A pending file and the permission to send its bytes."""
+
+    file: File
+    upload: Permission
+
+
+def start(description: uploads.Description, *, size: int, owner_id: UUID) -> DirectFile:
+    """Reserve room for a file and permit to put exactly its bytes into storage, for 15 minutes.
+
+    Raises:
+        FileTooLarge, TypeNotAllowed, DirectUploadUnsupported, QuotaExceeded.
+    """
+    uploads.check_size(size)
+    if not is_allowed(description.declared_type, settings.files.allowed_types):
+        raise uploads.TypeNotAllowed()
+    _storage()
+    with transaction():
+        file = uploads.begin(description, owner_id=owner_id, size=size)
+        db.session.flush()
+        incoming = new_incoming_key()
+        db.session.add(DirectUpload(file_id=file.id, incoming_key=incoming, expires_at=utcnow() + ROW_LIFETIME))
+        attach(file.id)
+    return _permit(file, incoming)
+
+
+def resume(file_id: UUID) -> DirectFile:
+    """Permit again what an earlier request with the same Idempotency-Key had permitted.
+
+    Raises:
+        NotFound: it has been completed, aborted or has expired since.
+    """
+    found = db.session.execute(
+        select(File, DirectUpload.incoming_key)
+        .join(DirectUpload, DirectUpload.file_id == File.id)
+        .where(File.id == file_id, File.status == FileStatus.PENDING)
+    ).first()
+    if found is None:
+        raise NotFound("There is no such upload.")
+    return _permit(*found)
+
+
+def complete(file_id: UUID, *, owner_id: UUID) -> File:
+    """Check the bytes that a client has put into storage and make the file ready; again is no change.
+
+    Raises:
+        NotFound, UploadIncomplete, TypeNotAllowed, Unavailable.
+        Invalid: digest_mismatch; the upload is over and its bytes are deleted.
+    """
+    file = db.session.scalar(
+        select(File).where(File.id == file_id, File.owner_id == owner_id, File.status != FileStatus.DELETING)
+    )
+    if file is None:
+        raise NotFound("There is no such file.")
+    if file.status is not FileStatus.PENDING:
+        return file
+    upload = _claim(file)
+    try:
+        ready = _take_in(file, upload)
+    except (Invalid, uploads.TypeNotAllowed):
+        abort(file, upload.incoming_key)
+        raise
+    except AppError:
+        _open_again(file)
+        raise
+    with transaction():
+        db.session.execute(delete(DirectUpload).where(DirectUpload.file_id == file.id))
+    return ready
+
+
+def find_open(file_id: UUID) -> str | None:
+    """Return where the bytes of a direct upload would be that nobody is completing."""
+    is_open = DirectUpload.completing_at.is_(None)
+    return db.session.scalar(select(DirectUpload.incoming_key).where(DirectUpload.file_id == file_id, is_open))
+
+
+def abort(file: File, incoming_key: str) -> None:
+    """End a direct upload: the row with what it reserved, and the bytes if there are any."""
+    if uploads.abandon(file):
+        storage().delete(incoming_key)
+
+
+def _storage() -> DirectStorage:
+    store = storage()
+    if not store.direct:
+        raise DirectUploadUnsupported()
+    return store
+
+
+def _permit(file: File, incoming_key: str) -> DirectFile:
+    expires_at = utcnow() + timedelta(seconds=URL_SECONDS)
+    url, headers = _storage().upload_target(
+        incoming_key,
+        size=file.size,
+        content_type=file.declared_type,
+        sha256=str(file.sha256),
+        seconds=URL_SECONDS,
+    )
+    return DirectFile(file, Permission("PUT", url, headers, expires_at))
+
+
+def _claim(file: File) -> DirectUpload:
+    """Let one completion at a time go on."""
+    now = utcnow()
+    free = or_(DirectUpload.completing_at.is_(None), DirectUpload.completing_at < now - COMPLETING)
+    claim = update(DirectUpload).where(DirectUpload.file_id == file.id, DirectUpload.expires_at > now, free)
+    statement = claim.values(completing_at=now).returning(DirectUpload)
+    with transaction():
+        upload: DirectUpload | None = db.session.scalar(statement, execution_options={"populate_existing": True})
+    if upload is None:
+        raise UploadIncomplete("It is being completed already, or it has expired, or it is no direct upload.")
+    return upload
+
+
+def _take_in(file: File, upload: DirectUpload) -> File:
+    store = _storage()
+    give_back()
+    try:
+        store.move(upload.incoming_key, file.storage_key)
+    except ObjectMissing:
+        # An earlier completion may have got this far and died.
+        if store.find(file.storage_key) is None:
+            raise UploadIncomplete() from None
+    description = uploads.Description(
+        UploadMethod.DIRECT, file.filename, file.declared_type, sha256=file.sha256, sha256_pointer="/sha256"
+    )
+    with store.open(file.storage_key) as content:
+        size, sha256 = measure(content)
+        if size != file.size:
+            raise Invalid.field("/size", uploads.DIGEST_MISMATCH, "The bytes in storage are of another number.")
+        content.seek(0)
+        checked = uploads.check(description, content, size=size, sha256=sha256)
+    return uploads.publish(file, checked, ready_at=utcnow())
+
+
+def _open_again(file: File) -> None:
+    with transaction():
+        db.session.execute(update(DirectUpload).where(DirectUpload.file_id == file.id).values(completing_at=None))

@@ -1,0 +1,89 @@
+"""Files while they are being received: written beside the storage, counted and hashed block by block."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+from uuid import UUID
+
+from project.errors import AppError, Unavailable
+from project.files.storage import storage
+
+BLOCK_SIZE = 64 * 1024
+SUFFIX = ".part"
+
+
+@contextmanager
+def _disk() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise Unavailable("The file cannot be stored right now.") from error
+
+
+class Part:
+    """The bytes of one upload on their way to storage, in a file named after the one that it will be."""
+
+    def __init__(self, file_id: UUID, *, limit: int, refusal: AppError) -> None:
+        """Make the file; `write` raises `refusal` once there are more than `limit` bytes.
+
+        Raises:
+            Unavailable: the disk is full or away.
+        """
+        self.file_id = file_id
+        self.size = 0
+        self._limit = limit
+        self._refusal = refusal
+        self._hash = hashlib.sha256()
+        folder = storage().incoming_parts
+        self.path: Path = folder / f"{file_id}{SUFFIX}"
+        with _disk():
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+            self._file = os.fdopen(os.open(self.path, flags, 0o640), "wb", buffering=0)
+
+    @property
+    def sha256(self) -> str:
+        """The SHA-256 of what was written, in hexadecimal."""
+        return self._hash.hexdigest()
+
+    def write(self, block: bytes) -> int:
+        """Take the next bytes.
+
+        Raises:
+            AppError: the `refusal`, or Unavailable when the disk is full or away.
+        """
+        self.size += len(block)
+        if self.size > self._limit:
+            raise self._refusal
+        self._hash.update(block)
+        with _disk():
+            left = memoryview(block)
+            while left:
+                left = left[self._file.write(left) :]
+        return len(block)
+
+    def seek(self, _offset: int) -> None:
+        """Do nothing; Werkzeug rewinds the files of a form when it has written them."""
+
+    def close(self) -> None:
+        """End the writing; the file is flushed when storage takes it over."""
+        with _disk():
+            self._file.close()
+
+    def discard(self) -> None:
+        """Remove the file, unless storage has it already; may be called again."""
+        self._file.close()
+        self.path.unlink(missing_ok=True)
+
+
+def measure(content: BinaryIO) -> tuple[int, str]:
+    """Read to the end and return the number of bytes and their SHA-256 in hexadecimal."""
+    digest = hashlib.sha256()
+    size = 0
+    while block := content.read(BLOCK_SIZE):
+        digest.update(block)
+        size += len(block)
+    return size, digest.hexdigest()

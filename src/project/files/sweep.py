@@ -1,0 +1,210 @@
+"""Clearing up what crashes leave behind, and verifying that storage holds what the rows say.
+
+Every step may run twice, and beside a running server: rows are changed by guarded writes, and only what nobody has
+touched for a while is taken for dead. What a wrong DATABASE_URL or an unmounted disk would turn into a disaster,
+deleting objects without a row and marking rows without an object, is done by `flask files sweep` only.
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, Select, exists, func, or_, select, union_all, update
+from sqlalchemy.orm import InstrumentedAttribute
+
+from project.database import db, give_back, transaction, utcnow
+from project.files import direct, quota, uploads
+from project.files.models import DirectUpload, File, FileStatus, FileVariant, StorageUsage
+from project.files.parts import SUFFIX, measure
+from project.files.service import purge
+from project.files.storage import ObjectMissing, Stored, storage
+from project.jobs import periodic
+
+logger = logging.getLogger(__name__)
+
+# A living upload touches its row every minute.
+OLDER_THAN = 900  # seconds
+BATCH = 200
+
+
+@dataclass
+class Swept:
+    """How much was found and, unless it was a dry run, cured."""
+
+    uploads: int = 0
+    parts: int = 0
+    deleted: int = 0
+    orphans: int = 0
+    missing: int = 0
+    recounted: int = 0
+
+
+@dataclass(frozen=True)
+class Verified:
+    """A file that was held against its row; `problem` is None when they agree."""
+
+    file_id: UUID
+    problem: str | None
+
+
+def sweep(*, older_than: int = OLDER_THAN, dry_run: bool = False) -> Swept:
+    """Cure all that a crash can leave, as far as it is older than `older_than` seconds, and count it."""
+    before = utcnow() - timedelta(seconds=older_than)
+    return Swept(
+        uploads=_end_uploads(before, dry_run=dry_run),
+        parts=_remove_parts(before, dry_run=dry_run),
+        deleted=_finish_deletions(before, dry_run=dry_run),
+        orphans=_remove_orphans(before, dry_run=dry_run),
+        missing=_mark_missing(dry_run=dry_run),
+        recounted=sum(quota.recount(user_id, dry_run=dry_run) for user_id in _ids(StorageUsage.user_id)),
+    )
+
+
+@periodic("*/15 * * * *")
+def end_stale() -> None:
+    """End the uploads and finish the deletions that a crash has stopped."""
+    before = utcnow() - timedelta(seconds=OLDER_THAN)
+    _end_uploads(before, dry_run=False)
+    _remove_parts(before, dry_run=False)
+    _finish_deletions(before, dry_run=False)
+
+
+def count_files(*, sample: int | None = None) -> int:
+    """Return how many files `verify` will look at."""
+    total = db.session.scalar(select(func.count()).select_from(_stored().subquery())) or 0
+    return total if sample is None else min(sample, total)
+
+
+def verify(*, sample: int | None = None) -> Iterator[Verified]:
+    """Read every stored file, or `sample` of them picked by chance, and compare its bytes with its row."""
+    chosen = _ids(File.id, File.status.in_([FileStatus.READY, FileStatus.MISSING]))
+    if sample is not None:
+        chosen = iter(db.session.scalars(_stored().order_by(func.random()).limit(sample)).all())
+    for file_id in chosen:
+        file = db.session.scalar(select(File).where(File.id == file_id), execution_options={"populate_existing": True})
+        if file is not None and file.status is not FileStatus.DELETING:
+            yield Verified(file_id, _problem(file))
+
+
+def find_orphans(*, older_than: int = OLDER_THAN) -> Iterator[Stored]:
+    """Find the objects that belong to no row and are older than `older_than` seconds."""
+    before = utcnow() - timedelta(seconds=older_than)
+    batch: list[Stored] = []
+    for stored in storage().objects():
+        if stored.modified < before:
+            batch.append(stored)
+        if len(batch) == BATCH:
+            yield from _without_row(batch)
+            batch = []
+    yield from _without_row(batch)
+
+
+def wrong_counters() -> list[UUID]:
+    """Return the accounts whose counters are not the sums of their files."""
+    return [user_id for user_id in _ids(StorageUsage.user_id) if quota.recount(user_id, dry_run=True)]
+
+
+def _end_uploads(before: datetime, *, dry_run: bool) -> int:
+    is_direct = exists().where(DirectUpload.file_id == File.id)
+    expired = exists().where(DirectUpload.file_id == File.id, DirectUpload.expires_at < utcnow())
+    stale = or_(expired, ~is_direct & (File.updated_at < before))
+    count = 0
+    for file_id in _ids(File.id, File.status == FileStatus.PENDING, stale):
+        count += 1
+        if not dry_run:
+            _end_upload(file_id)
+    return count
+
+
+def _end_upload(file_id: UUID) -> None:
+    file = db.session.get(File, file_id, populate_existing=True)
+    if file is not None:
+        incoming_key = db.session.scalar(select(DirectUpload.incoming_key).where(DirectUpload.file_id == file_id))
+        if incoming_key is None:
+            uploads.abandon(file)
+        else:
+            direct.abort(file, incoming_key)
+
+
+def _remove_parts(before: datetime, *, dry_run: bool) -> int:
+    """Remove what was being received by a process that is no more; the rows of the dead are gone already."""
+    count = 0
+    for path in storage().incoming_parts.glob(f"*{SUFFIX}"):
+        pending = select(File.id).where(File.id == UUID(path.stem), File.status == FileStatus.PENDING)
+        with suppress(FileNotFoundError):  # the upload has just ended
+            if datetime.fromtimestamp(path.stat().st_mtime, UTC) < before and db.session.scalar(pending) is None:
+                count += 1
+                if not dry_run:
+                    path.unlink()
+    return count
+
+
+def _finish_deletions(before: datetime, *, dry_run: bool) -> int:
+    count = 0
+    for file_id in _ids(File.id, File.status == FileStatus.DELETING, File.updated_at < before):
+        count += 1
+        if not dry_run:
+            purge(file_id=str(file_id))
+    return count
+
+
+def _remove_orphans(before: datetime, *, dry_run: bool) -> int:
+    count = 0
+    for stored in find_orphans(older_than=int((utcnow() - before).total_seconds())):
+        count += 1
+        if not dry_run:
+            storage().delete(stored.key)
+    return count
+
+
+def _without_row(batch: list[Stored]) -> list[Stored]:
+    keys = [stored.key for stored in batch]
+    columns = (File.storage_key, FileVariant.storage_key, DirectUpload.incoming_key)
+    known = set(db.session.scalars(union_all(*(select(column).where(column.in_(keys)) for column in columns))))
+    return [stored for stored in batch if stored.key not in known]
+
+
+def _mark_missing(*, dry_run: bool) -> int:
+    count = 0
+    for file_id in _ids(File.id, File.status == FileStatus.READY):
+        key = db.session.scalar(select(File.storage_key).where(File.id == file_id))
+        if key is None or storage().find(key) is not None:
+            continue
+        if dry_run:
+            count += 1
+            continue
+        lost = update(File).where(File.id == file_id, File.status == FileStatus.READY)
+        with transaction():
+            marked = lost.values(status=FileStatus.MISSING, version=File.version + 1).returning(File.id)
+            count += db.session.scalar(marked) is not None
+        logger.error("file_lost", extra={"file": str(file_id)})
+    return count
+
+
+def _problem(file: File) -> str | None:
+    give_back()
+    try:
+        with storage().open(file.storage_key) as content:
+            found = measure(content)
+    except ObjectMissing:
+        return "its bytes are missing"
+    return None if found == (file.size, file.sha256) else "its bytes are not those that were stored"
+
+
+def _stored() -> Select[UUID]:
+    return select(File.id).where(File.status.in_([FileStatus.READY, FileStatus.MISSING]))
+
+
+def _ids(column: InstrumentedAttribute[UUID], *conditions: ColumnElement[bool]) -> Iterator[UUID]:
+    """Walk over ids in order, a batch at a time; rows may come and go meanwhile."""
+    last: UUID | None = None
+    while True:
+        statement = select(column).where(*conditions).order_by(column).limit(BATCH)
+        batch = db.session.scalars(statement if last is None else statement.where(column > last)).all()
+        yield from batch
+        if len(batch) < BATCH:
+            return
+        last = batch[-1]

@@ -1,0 +1,68 @@
+"""Thumbnails: made when first asked for, kept beside the file, and made again when their bytes are lost."""
+
+from uuid import UUID
+
+from sqlalchemy import delete, select
+from sqlalchemy.exc import IntegrityError
+
+from project.database import db, give_back, transaction, utcnow
+from project.errors import NotFound
+from project.files import thumbnails
+from project.files.models import File, FileVariant
+from project.files.storage import new_key, storage
+from project.files.thumbnails import NotAnImage
+from project.files.uploads import new_part
+
+
+def get_thumbnail(file: File, *, size: int, kind: str) -> FileVariant:
+    """Return the thumbnail of a file whose longest side has at most `size` pixels; `kind` is webp or jpeg.
+
+    Raises:
+        NotAnImage, ImageTooLarge, ObjectMissing, Unavailable.
+    """
+    if file.content_type not in thumbnails.PICTURES:
+        raise NotAnImage()
+    spec = f"{size}-{kind}"
+    found = _find(file.id, spec)
+    if found is not None:
+        if storage().find(found.storage_key) is not None:
+            return found
+        with transaction():
+            db.session.execute(delete(FileVariant).where(FileVariant.id == found.id))
+    give_back()
+    with storage().open(file.storage_key) as original:
+        picture = thumbnails.render(original, size=size, format=kind)
+    return _keep(
+        FileVariant(file_id=file.id, spec=spec, storage_key=new_key(), content_type=f"image/{format}"), picture
+    )
+
+
+def _keep(variant: FileVariant, picture: bytes) -> FileVariant:
+    """Store a thumbnail. Of several made at once one gets the row, and the others use it."""
+    part = new_part()
+    try:
+        variant.size = part.write(picture)
+        part.close()
+        storage().put(
+            variant.storage_key,
+            part.path,
+            content_type=variant.content_type,
+            sha256=part.sha256,
+            modified=utcnow(),
+        )
+    finally:
+        part.discard()
+    try:
+        with transaction():
+            db.session.add(variant)
+    except IntegrityError:
+        storage().delete(variant.storage_key)
+        winner = _find(variant.file_id, variant.spec)
+        if winner is None:
+            raise NotFound("There is no such file.") from None  # it was deleted meanwhile
+        return winner
+    return variant
+
+
+def _find(file_id: UUID, spec: str) -> FileVariant | None:
+    return db.session.scalar(select(FileVariant).where(FileVariant.file_id == file_id, FileVariant.spec == spec))
