@@ -159,7 +159,7 @@ def document_operation(doc: dict[str, Any], marks: dict[str, Any], **context: An
     doc["security"] = _security(marks.get("auth", "public"))
     field_codes = tuple(marks.get("field_codes", ()))
     if marks.get("raw_body"):
-        doc["requestBody"] = {"required": True, "content": {"*/*": {"schema": _BYTES}}}
+        doc["requestBody"] = {"required": True, "content": {"*/*": {"schema": _BYTES, "example": "(the bytes of the file)"}}}
     elif "requestBody" in doc:
         _add_request_example(doc["requestBody"])
         field_codes = (*_BODY_CODES, *field_codes)

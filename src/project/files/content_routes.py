@@ -51,7 +51,7 @@ serves_content = partial(mark, content=True)
 def get_content(query: dict[str, Any], file_id: UUID) -> Response:
     """Download a file: one's own, a public one, or any with a signed URL."""
     file = _readable(file_id, signed_urls.CONTENT, query)
-    return delivery.send(_content(file, query["disposition"]))
+    return delivery.send(_content(file, query.get("disposition", "")))
 
 
 @blueprint.get("/<uuid:file_id>/thumbnail")
@@ -66,7 +66,7 @@ def get_thumbnail(query: dict[str, Any], file_id: UUID) -> Response:
     size, kind = query["size"], query["format"]
     file = _readable(file_id, f"{size}-{kind}", query)
     variant = variants.get_thumbnail(file, size=size, kind=kind)
-    return delivery.send(_thumbnail(file, variant, query["disposition"]))
+    return delivery.send(_thumbnail(file, variant, query.get("disposition", "")))
 
 
 @blueprint.post("/<uuid:file_id>/signed-url")
@@ -124,7 +124,7 @@ def revoke_share(file_id: UUID, share_id: UUID) -> None:
 def get_shared_content(query: dict[str, Any], token: str) -> Response:
     """Download a shared file. One that starts at its first byte counts."""
     share, file = shares.find_shared(token)
-    content = replace(_content(file, query["disposition"]), cache_control="private, no-store")
+    content = replace(_content(file, query.get("disposition", "")), cache_control="private, no-store")
     return delivery.send(content, on_start=partial(shares.count_download, share.id))
 
 
@@ -135,7 +135,7 @@ def _readable(file_id: UUID, variant: str, query: dict[str, Any]) -> File:
     if signed and not signed_urls.is_valid(
         file_id,
         variant=variant,
-        disposition=query["disposition"],
+        disposition=query.get("disposition", ""),
         expires=query.get("exp", ""),
         signature=query.get("sig", ""),
     ):

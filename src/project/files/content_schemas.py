@@ -22,7 +22,6 @@ class ContentQuery(Schema):
     """How content is wanted, and the signature of a signed URL."""
 
     disposition = String(
-        load_default="",
         validate=OneOf(DISPOSITIONS),
         metadata={"description": "`inline` to show it, where its type is safe to show; else it is a download."},
     )
@@ -43,14 +42,14 @@ class ThumbnailQuery(ContentQuery):
 class ShareQuery(Schema):
     """How shared content is wanted."""
 
-    disposition = String(load_default="", validate=OneOf(DISPOSITIONS))
+    disposition = String(validate=OneOf(DISPOSITIONS))
 
 
 class SignedUrlCreate(Schema):
     """What a signed URL is for; with `thumbnail`, a size, it shows the thumbnail."""
 
     expires_in = _expires_in(signed_urls.DEFAULT_SECONDS, signed_urls.MAX_SECONDS)
-    disposition = String(load_default="", validate=OneOf(DISPOSITIONS), metadata={"example": "inline"})
+    disposition = String(validate=OneOf(DISPOSITIONS), metadata={"example": "inline"})
     size = Integer(data_key="thumbnail", validate=OneOf(thumbnails.SIZES), metadata={"example": 256})
 
 

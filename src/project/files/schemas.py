@@ -152,7 +152,9 @@ def _url(file: File, what: str) -> str:
 class FileUpload(Schema):
     """A form with a file. `metadata` is a JSON object as text; with `sha256` the bytes are checked."""
 
-    file = FileField(required=True, metadata={"type": "string", "format": "binary"})
+    file = FileField(
+        required=True, metadata={"type": "string", "format": "binary", "example": "(the bytes of the file)"}
+    )
     visibility = Choice(Visibility, load_default=Visibility.PRIVATE, metadata={"example": "private"})
     purpose = _purpose()
     metadata = MetadataText()
