@@ -30,6 +30,7 @@ _BODY_ERRORS = (IncompleteBody, PayloadTooLarge, UnsupportedMediaType, Invalid)
 _JSON_ERRORS = (InvalidJson, *_BODY_ERRORS)
 _BODY_CODES = (REQUIRED, TYPE, FORMAT, UNKNOWN)
 _BYTES = {"type": "string", "format": "binary"}
+_BYTES_EXAMPLE = "(the bytes of the file)"
 _envelopes: dict[Any, type[Schema]] = {}
 
 
@@ -105,7 +106,7 @@ def _problem_example(error: type[AppError], field_codes: tuple[str, ...]) -> dic
     return body
 
 
-def _errors_of(doc: dict[str, Any], marks: dict[str, Any]) -> list[type[AppError]]:
+def _errors_of(doc: dict[str, Any], marks: dict[str, Any], method: str) -> list[type[AppError]]:
     """List what an operation can refuse with, from its input and the marks its decorators left."""
     # Any operation refuses unknown hosts and query parameters.
     found: list[type[AppError]] = [*marks.get("raises", ()), BadRequest, Invalid, InternalError, Unavailable]
@@ -121,7 +122,7 @@ def _errors_of(doc: dict[str, Any], marks: dict[str, Any]) -> list[type[AppError
     for parameter in doc["parameters"]:
         if parameter["in"] == "query" and "cursor" in _instance(parameter["schema"]).fields:
             found.append(InvalidCursor)
-    if marks.get("if_match") or (marks.get("versioned") and "requestBody" not in doc):
+    if marks.get("if_match") or (marks.get("versioned") and method == "get"):
         found.append(PreconditionFailed)
     found += marks.get("idempotency_errors", ())
     return list(dict.fromkeys(found))
@@ -159,7 +160,7 @@ def document_operation(doc: dict[str, Any], marks: dict[str, Any], **context: An
     doc["security"] = _security(marks.get("auth", "public"))
     field_codes = tuple(marks.get("field_codes", ()))
     if marks.get("raw_body"):
-        doc["requestBody"] = {"required": True, "content": {"*/*": {"schema": _BYTES, "example": "(the bytes of the file)"}}}
+        doc["requestBody"] = {"required": True, "content": {"*/*": {"schema": _BYTES, "example": _BYTES_EXAMPLE}}}
     elif "requestBody" in doc:
         _add_request_example(doc["requestBody"])
         field_codes = (*_BODY_CODES, *field_codes)
@@ -172,7 +173,7 @@ def document_operation(doc: dict[str, Any], marks: dict[str, Any], **context: An
     if marks.get("versioned") and context["method"] == "get":
         doc["responses"]["304"] = {"description": "Not modified", "headers": _refs("ETag", "X-Request-ID")}
     doc.setdefault("parameters", [])
-    doc["responses"].update(_problem_responses(_errors_of(doc, marks), field_codes))
+    doc["responses"].update(_problem_responses(_errors_of(doc, marks, context["method"]), field_codes))
     doc["parameters"] += _header_parameters(marks, context["method"])
     return doc
 
@@ -182,6 +183,8 @@ def _add_content_responses(responses: dict[str, Any]) -> None:
     names = ("ETag", "Last-Modified", "Content-Disposition", "Accept-Ranges", "Repr-Digest")
     ok = responses[HTTPStatus.OK]  # type: ignore[index]  # flask-smorest keys them by what the decorator was given
     ok["headers"] |= _refs(*names)
+    for content in ok["content"].values():
+        content["example"] = _BYTES_EXAMPLE
     part = {**ok, "description": "The range that was asked for"}
     responses["206"] = {**part, "headers": {**part["headers"], **_refs("Content-Range")}}
     responses["302"] = {"description": "Where storage gives the bytes itself", "headers": _refs("Location")}

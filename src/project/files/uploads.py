@@ -149,7 +149,7 @@ def begin(description: Description, *, owner_id: UUID, size: int, file_id: UUID 
     """Hold the quota and make the pending row.
 
     Raises:
-        QuotaExceeded. NotFound: the account has just been erased.
+        QuotaExceeded. SessionRevoked: the account has just been erased.
     """
     file = File(
         id=file_id or uuid7(),

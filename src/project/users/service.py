@@ -14,7 +14,7 @@ from project.errors import Conflict, NotFound, PreconditionFailed
 from project.etags import Expected, matches
 from project.idempotency_keys import attach, forget
 from project.pagination import Page, PageRequest, contains, paginate
-from project.security import Role
+from project.security import Role, SessionRevoked
 from project.users.models import SORTS, User
 
 
@@ -70,11 +70,11 @@ def keep_user(user_id: UUID) -> None:
     """Keep an account from being erased until the caller's transaction ends, so that nothing is made for it later.
 
     Raises:
-        NotFound: it is erased.
+        SessionRevoked: it is erased, and its sessions with it.
     """
     kept = select(User.id).where(User.id == user_id, User.erased_at.is_(None)).with_for_update(read=True)
     if db.session.scalar(kept) is None:
-        raise NotFound("There is no such user.")
+        raise SessionRevoked()
 
 
 def get_by_email(email: str) -> User:
