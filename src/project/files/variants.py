@@ -32,9 +32,7 @@ def get_thumbnail(file: File, *, size: int, kind: str) -> FileVariant:
     give_back()
     with storage().open(file.storage_key) as original:
         picture = thumbnails.render(original, size=size, format=kind)
-    return _keep(
-        FileVariant(file_id=file.id, spec=spec, storage_key=new_key(), content_type=f"image/{kind}"), picture
-    )
+    return _keep(FileVariant(file_id=file.id, spec=spec, storage_key=new_key(), content_type=f"image/{kind}"), picture)
 
 
 def _keep(variant: FileVariant, picture: bytes) -> FileVariant:
