@@ -2,25 +2,15 @@
 
 import hashlib
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 from uuid import UUID
 
-from project.errors import AppError, Unavailable
-from project.files.storage import storage
+from project.errors import AppError
+from project.files.storage import disk_errors, storage
 
 BLOCK_SIZE = 64 * 1024
 SUFFIX = ".part"
-
-
-@contextmanager
-def _disk() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise Unavailable("The file cannot be stored right now.") from error
 
 
 class Part:
@@ -37,10 +27,8 @@ class Part:
         self._limit = limit
         self._refusal = refusal
         self._hash = hashlib.sha256()
-        folder = storage().incoming_parts
-        self.path: Path = folder / f"{file_id}{SUFFIX}"
-        with _disk():
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.path: Path = storage().incoming_parts / f"{file_id}{SUFFIX}"
+        with disk_errors():
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
             self._file = os.fdopen(os.open(self.path, flags, 0o640), "wb", buffering=0)
 
@@ -59,7 +47,7 @@ class Part:
         if self.size > self._limit:
             raise self._refusal
         self._hash.update(block)
-        with _disk():
+        with disk_errors():
             left = memoryview(block)
             while left:
                 left = left[self._file.write(left) :]
@@ -70,7 +58,7 @@ class Part:
 
     def close(self) -> None:
         """End the writing; the file is flushed when storage takes it over."""
-        with _disk():
+        with disk_errors():
             self._file.close()
 
     def discard(self) -> None:
