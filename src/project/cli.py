@@ -197,7 +197,7 @@ def worker(info: ScriptInfo) -> None:
 @click.command("housekeeping")
 @reports_errors
 def housekeeping() -> None:
-    """Delete what has expired: sessions, links, idempotency keys, jobs that were given up."""
+    """Delete what has expired: sessions, links, idempotency keys, uploads, jobs that were given up."""
     clean_up()
     click.echo("Deleted what had expired.")
 

@@ -64,7 +64,7 @@ def update_me(data: dict[str, Any], expected: Expected) -> User:
 @blueprint.response(HTTPStatus.NO_CONTENT)
 @blueprint.raises(LastAdmin, fields=(InvalidCredentials.code,))
 def erase_me(data: dict[str, Any]) -> None:
-    """Erase one's own account for good: the person and the sessions go."""
+    """Erase one's own account for good: the person, the sessions and the files go."""
     credentials.erase_account(principal(), **data)
 
 
