@@ -83,7 +83,9 @@ def _instance(schema: type[Schema] | Schema) -> Schema:
 def _example(schema: Schema) -> Any:
     """Build an example of a schema from the examples of its fields."""
     one = {
-        field.data_key or name: _example(field.schema) if isinstance(field, fields.Nested) else field.metadata.get("example")
+        field.data_key or name: _example(field.schema)
+        if isinstance(field, fields.Nested)
+        else field.metadata.get("example")
         for name, field in schema.fields.items()
         if isinstance(field, fields.Nested) or "example" in field.metadata
     }
