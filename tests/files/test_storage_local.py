@@ -4,17 +4,19 @@ import errno
 import json
 import os
 import resource
+import shutil
 import stat
 import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from project.errors import Unavailable
-from project.files.storage import LocalStorage, new_key
+from project.files.storage import LocalStorage, new_incoming_key, new_key
 from tests.files.storages import KEY, NEIGHBOUR, NOON, limited, make_part, put, read, run_child
 
 
@@ -133,6 +135,31 @@ def test_a_process_without_file_descriptors_says_that_the_storage_is_unavailable
     assert read(local, key) == b"content"
 
 
+def test_a_listing_is_whole_or_fails(local):
+    keys = sorted([put(local), put(local)])
+    listings = []
+
+    # With every number of descriptors from none to enough the failure is at another place.
+    for descriptors in range(3, 100):
+        with limited(resource.RLIMIT_NOFILE, descriptors), suppress(Unavailable):
+            listings.append(sorted(found.key for found in local.objects()))
+
+    assert 0 < len(listings) < 97
+    assert all(listing == keys for listing in listings)
+
+
+def test_a_listing_that_loses_a_folder_on_its_way_fails(local, tmp_path):
+    put(local, key=KEY)
+    put(local, key=new_incoming_key())
+
+    listing = local.objects()
+    first = next(listing).key.partition("/")[0]
+    shutil.rmtree(tmp_path / "files" / ({"ab", "incoming"} - {first}).pop())
+
+    with pytest.raises(Unavailable):
+        next(listing)
+
+
 def open_files() -> list[str]:
     return sorted(path.name for path in Path("/proc/self/fd").iterdir())
 
@@ -233,7 +260,7 @@ KILLED = """
     import json, os, signal, sys
     from datetime import UTC, datetime
     from pathlib import Path
-    from project.files.storage import LocalStorage, ObjectMissing, new_key
+    from project.files.storage import LocalStorage, ObjectMissing, new_incoming_key, new_key
 
     CALLS = ("open", "mkdir", "fstat", "fchmod", "utime", "fsync", "rename", "close")
     KEY = sys.argv[2]

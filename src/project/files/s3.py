@@ -14,7 +14,7 @@ from boto3.session import Session
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from project.files.storage import ObjectMissing, Stored, check_key, is_key, unavailable
+from project.files.storage import ObjectMissing, Stored, check_key, disk_errors, is_key, unavailable
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -34,15 +34,16 @@ _OPTIONS = Config(
 @contextmanager
 def _failures() -> Iterator[None]:
     """Tell a missing object from a bucket that refuses or does not answer, and from a full disk of ours."""
-    try:
-        yield
-    except ClientError as error:
-        code = error.response["Error"]["Code"]
-        if code == "NoSuchKey":
-            raise ObjectMissing() from None
-        raise unavailable(error, code) from error
-    except (BotoCoreError, OSError) as error:
-        raise unavailable(error, None) from error
+    with disk_errors():
+        try:
+            yield
+        except ClientError as error:
+            code = error.response["Error"]["Code"]
+            if code == "NoSuchKey":
+                raise ObjectMissing() from None
+            raise unavailable(error, code) from error
+        except BotoCoreError as error:
+            raise unavailable(error, None) from error
 
 
 class S3Storage:
@@ -65,7 +66,7 @@ class S3Storage:
     @property
     def incoming_parts(self) -> Path:
         """The folder for parts, on this machine."""
-        with _failures():
+        with disk_errors():
             self._parts.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._parts.mkdir(mode=0o700, exist_ok=True)
         return self._parts
