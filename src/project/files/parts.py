@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 from uuid import UUID
@@ -62,9 +63,10 @@ class Part:
             self._file.close()
 
     def discard(self) -> None:
-        """Remove the file, unless storage has it already; may be called again."""
-        self._file.close()
-        self.path.unlink(missing_ok=True)
+        """Remove the file, unless storage has it already; may be called again. Sweeps remove what a broken disk keeps."""
+        with suppress(OSError):
+            self._file.close()
+            self.path.unlink(missing_ok=True)
 
 
 def measure(content: BinaryIO) -> tuple[int, str]:

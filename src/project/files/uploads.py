@@ -28,7 +28,7 @@ from project.files.media_types import HEAD_SIZE, effective_type, is_allowed
 from project.files.models import File, FileStatus, UploadMethod, Visibility
 from project.files.names import clean_filename
 from project.files.parts import Part
-from project.files.storage import new_key, storage
+from project.files.storage import disk_errors, new_key, storage
 from project.files.thumbnails import PICTURES, dimensions
 from project.idempotency_keys import attach
 from project.users import service as users
@@ -229,7 +229,7 @@ def abandon(file: File) -> bool:
 
 def _keep(file: File, part: Part, description: Description) -> File:
     part.close()
-    with part.path.open("rb") as content:
+    with disk_errors(), part.path.open("rb") as content:
         checked = check(description, content, size=part.size, sha256=part.sha256)
     ready_at = utcnow()
     storage().put(
