@@ -69,6 +69,7 @@ def start(description: uploads.Description, *, size: int, owner_id: UUID) -> Dir
     _storage()
     with transaction():
         file = uploads.begin(description, owner_id=owner_id, size=size)
+        file.sha256 = description.sha256  # kept while it is pending: it is signed now and compared at the end
         db.session.flush()
         incoming = new_incoming_key()
         db.session.add(DirectUpload(file_id=file.id, incoming_key=incoming, expires_at=utcnow() + ROW_LIFETIME))
