@@ -63,7 +63,7 @@ class Part:
             self._file.close()
 
     def discard(self) -> None:
-        """Remove the file, unless storage has it already; may be called again. Sweeps remove what a broken disk keeps."""
+        """Remove the file, unless storage has it already, or a sweep has to; may be called again."""
         with suppress(OSError):
             self._file.close()
             self.path.unlink(missing_ok=True)
