@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from marshmallow import fields, validate
+from marshmallow import ValidationError, fields, validate
 from typing_extensions import override
 
 from project.config import settings
@@ -66,9 +66,11 @@ class MetadataText(Metadata):
 
     @override
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> dict[str, str]:
+        if not isinstance(value, str):
+            raise self.make_error("invalid")
         try:
             return super()._deserialize(loads(value), attr, data, **kwargs)
-        except (InvalidJson, TypeError) as error:
+        except InvalidJson as error:
             raise self.make_error("invalid") from error
 
 
@@ -88,7 +90,17 @@ class MediaType(String):
 
 
 class Pattern(validate.Regexp):
-    """A text of a certain form."""
+    """A text that has a certain form from its beginning to its end.
+
+    The expression goes into the OpenAPI document, so it has to mean the same in ECMA-262: `^` and `$`, not `\\Z`.
+    """
+
+    @override
+    def __call__(self, value: Any) -> Any:
+        # To Python alone `$` is also in front of a line break at the end.
+        if self.regex.fullmatch(value) is None:
+            raise ValidationError(self._format_error(value))
+        return value
 
     def _format_error(self, value: str | bytes) -> str:
         return Message(super()._format_error(value), FORMAT)
@@ -103,7 +115,7 @@ def _purpose(**options: Any) -> String:
 
 
 def _sha256(**options: Any) -> String:
-    form = Pattern(r"[0-9a-f]{64}\Z", error="This must be 64 lower-case hexadecimal digits.")
+    form = Pattern(r"^[0-9a-f]{64}$", error="This must be 64 lower-case hexadecimal digits.")
     return String(validate=form, metadata={"example": _SHA256}, **options)
 
 
@@ -214,7 +226,7 @@ FileQuery = page_query(
     purpose=_purpose(),
     content_type=String(
         data_key="type",
-        validate=Pattern(r"[a-z0-9.+-]+/(\*|[a-z0-9.+-]+)\Z", error="Send image/png, or image/* for all."),
+        validate=Pattern(r"^[a-z0-9.+-]+/(\*|[a-z0-9.+-]+)$", error="Send image/png, or image/* for all."),
         metadata={"description": "A type, or a group such as `image/*`."},
     ),
     q=String(validate=Length(1, 200), metadata={"description": "Part of a file name."}),
