@@ -92,7 +92,8 @@ class MediaType(String):
 class Pattern(validate.Regexp):
     """A text that has a certain form from its beginning to its end.
 
-    The expression goes into the OpenAPI document, so it has to mean the same in ECMA-262: `^` and `$`, not `\\Z`.
+    The expression goes into the OpenAPI document, so it has to mean the same in ECMA-262, which ends
+    with `$` alone.
     """
 
     @override
