@@ -20,7 +20,7 @@ except ConfigError as error:
 bind = f"127.0.0.1:{_settings.port}"
 worker_class = "gthread"
 workers = _settings.web_concurrency
-# Threads wait for the database, the disk or a payment provider most of the time.
+# Threads wait for clients, the database, the disk or a payment provider most of the time, and are made as needed.
 threads = _settings.web_threads
 
 

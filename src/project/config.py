@@ -14,11 +14,13 @@ from sqlalchemy.engine import URL, make_url
 from werkzeug.local import LocalProxy
 
 from project.database import engine_options
-from project.environment import ConfigError, Reader, make_directory
+from project.environment import ConfigError, Reader, make_directory, split_url
 from project.secret_keys import read_jwt_keys, read_secret_key
 
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 
+# Of a process to its database. Threads that wait for a client hold none.
+MAX_CONNECTIONS = 16
 # A limiter that cannot answer at once is worse than one that counts in the process.
 REDIS_OPTIONS = {"socket_connect_timeout": 0.25, "socket_timeout": 0.25, "wrap_exceptions": True}
 
@@ -134,7 +136,7 @@ def load_config(env: Mapping[str, str] = os.environ) -> Settings:
         secret_key=read_secret_key(read, data_dir, required=production),
         jwt_keys=read_jwt_keys(read, data_dir, required=production),
         web_concurrency=_web_concurrency(read, database_url),
-        web_threads=read.integer("WEB_THREADS", 16, at_least=1, at_most=256),
+        web_threads=read.integer("WEB_THREADS", 256, at_least=1, at_most=1024),
         log_level=_log_level(read),
         port=port,
         public_url=public_url,
@@ -188,17 +190,23 @@ def _files(read: Reader, data_dir: Path) -> Files:
 
 
 def _storage_url(read: Reader, data_dir: Path) -> str:
-    """Return `file:///folder`, or `s3://bucket/prefix?endpoint=…&region=…`."""
-    url = read.url("STORAGE_URL", (data_dir / "files").as_uri(), "file", "s3")
-    parts = urlsplit(url)
+    expected = "file:///absolute/path or s3://bucket/prefix, perhaps with ?endpoint=https://…&region=…"
+    url = read.parse("STORAGE_URL", (data_dir / "files").as_uri(), _storage, expected)
+    if url.startswith("s3:") and importlib.util.find_spec("boto3") is None:
+        raise ConfigError("STORAGE_URL needs boto3 for s3: install requirements/s3.txt")
+    return url
+
+
+def _storage(url: str) -> str:
+    parts = split_url(url)
     options = dict(parse_qsl(parts.query, keep_blank_values=True))
     if parts.scheme == "s3":
-        if not parts.netloc or set(options) - {"endpoint", "region"}:
-            raise ConfigError("STORAGE_URL must be s3://bucket/prefix, perhaps with ?endpoint=https://…&region=…")
-        if importlib.util.find_spec("boto3") is None:
-            raise ConfigError("STORAGE_URL needs boto3 for s3: install requirements/s3.txt")
-    elif parts.netloc or options or not parts.path.startswith("/"):
-        raise ConfigError("STORAGE_URL must be file:///absolute/path or s3://bucket/prefix")
+        endpoint = split_url(options.get("endpoint", "https://default"))
+        valid = parts.netloc and endpoint.scheme in {"http", "https"} and set(options) <= {"endpoint", "region"}
+    else:
+        valid = parts.scheme == "file" and not parts.netloc and not options and parts.path.startswith("/")
+    if not valid:
+        raise ValueError("no storage")
     return url
 
 
@@ -276,7 +284,9 @@ def flask_config(settings: Settings) -> dict[str, object]:
         "TRUSTED_HOSTS": settings.trusted_hosts,
         "PROPAGATE_EXCEPTIONS": False,
         "SQLALCHEMY_DATABASE_URI": settings.database_url,
-        "SQLALCHEMY_ENGINE_OPTIONS": engine_options(settings.database_url, pool_size=settings.web_threads + 2),
+        "SQLALCHEMY_ENGINE_OPTIONS": engine_options(
+            settings.database_url, pool_size=min(settings.web_threads, MAX_CONNECTIONS) + 2
+        ),
         # Always set: the limiter is one object per process and would keep the last application's switch.
         "RATELIMIT_ENABLED": settings.rate_limits,
         "RATELIMIT_STORAGE_URI": settings.redis_url or memory,

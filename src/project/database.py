@@ -104,7 +104,14 @@ def engine_options(url: str, *, pool_size: int) -> dict[str, Any]:
     Parameters are kept out of error texts, and so out of the logs.
     """
     if make_url(url).get_backend_name() == "sqlite":
-        return {"hide_parameters": True, "connect_args": {"timeout": BUSY_TIMEOUT_SECONDS}}
+        return {
+            "hide_parameters": True,
+            "pool_size": pool_size,
+            "max_overflow": 0,
+            # Those before us may be waiting for the one that writes.
+            "pool_timeout": BUSY_TIMEOUT_SECONDS,
+            "connect_args": {"timeout": BUSY_TIMEOUT_SECONDS},
+        }
     return {
         "hide_parameters": True,
         "isolation_level": "AUTOCOMMIT",

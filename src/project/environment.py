@@ -82,7 +82,7 @@ class Reader:
     def url(self, name: str, default: str, *schemes: str) -> str:
         """Return an absolute URL without a trailing slash; no scheme named means any."""
         expected = f"a URL ({', '.join(schemes)})" if schemes else "a URL"
-        parts = self.parse(name, default, _split, expected)
+        parts = self.parse(name, default, split_url, expected)
         if schemes and parts.scheme not in schemes:
             raise ConfigError(f"{name} must be {expected}")
         value = self.text(name, default)
@@ -110,7 +110,7 @@ def _names(text: str) -> list[str]:
 def _origins(text: str) -> list[str]:
     origins = _names(text)
     for origin in origins:
-        parts = _split(origin) if origin != "*" else None
+        parts = split_url(origin) if origin != "*" else None
         if parts and origin != f"{parts.scheme}://{parts.netloc}".lower():
             raise ValueError("it has a path or upper-case letters, and would never match")
     return origins
@@ -137,7 +137,12 @@ def _limit(text: str) -> str:
     return text
 
 
-def _split(text: str) -> SplitResult:
+def split_url(text: str) -> SplitResult:
+    """Return the parts of an absolute URL.
+
+    Raises:
+        ValueError: it is none.
+    """
     parts = urlsplit(text)
     _ = parts.port  # raises when it is not a number
     lacks_host = parts.scheme in _NEED_A_HOST and not parts.hostname
