@@ -203,10 +203,11 @@ def publish(file: File, checked: Checked, *, ready_at: datetime) -> File:
     statement = pending.values(status=FileStatus.READY, reserved=0, ready_at=ready_at, **asdict(checked))
     with transaction():
         ready: File | None = db.session.scalar(statement.returning(File), execution_options={"populate_existing": True})
-        if ready is None or ready.owner_id is None:
-            raise _cleared_away()
-        quota.settle(ready.owner_id, reserved=reserved, used=checked.size)
-        attach(ready.id)
+        if ready is not None and ready.owner_id is not None:
+            quota.settle(ready.owner_id, reserved=reserved, used=checked.size)
+            attach(ready.id)
+    if ready is None:
+        raise _cleared_away()
     return ready
 
 
@@ -255,11 +256,14 @@ def touch(file: File) -> None:
     """
     pending = update(File).where(File.id == file.id, File.status == FileStatus.PENDING)
     with transaction():
-        if db.session.scalar(pending.values(updated_at=utcnow()).returning(File.id)) is None:
-            raise _cleared_away()
+        is_pending = db.session.scalar(pending.values(updated_at=utcnow()).returning(File.id)) is not None
+    if not is_pending:
+        raise _cleared_away()
 
 
 def _cleared_away() -> Unavailable:
+    # Raised outside the transaction: a rollback would make the session forget the row, which is not there to be read
+    # again, and with it what has to be undone.
     return Unavailable("The upload was cleared away before it was complete; send it again.")
 
 
