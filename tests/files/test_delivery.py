@@ -16,7 +16,8 @@ from werkzeug.wsgi import ClosingIterator
 
 from project import errors, headers
 from project.config import load_config
-from project.files.delivery import Content, FileLost, RangeNotSatisfiable, requested_range, send
+from project.errors import NotFound
+from project.files.delivery import Content, RangeNotSatisfiable, requested_range, send
 from project.files.storage import new_key, storage
 from project.json import OrjsonProvider
 
@@ -438,7 +439,7 @@ def test_bytes_that_are_lost_are_never_promised(request, made, lose, method, sen
 @pytest.mark.parametrize("made", ["stage", "behind_nginx", "bucket"])
 def test_what_the_start_refuses_is_the_answer_and_leaves_nothing_open(request, made):
     chosen = request.getfixturevalue(made)
-    chosen.refusal = FileLost("It may not be sent.")
+    chosen.refusal = NotFound("It may not be sent.")
 
     response = chosen()
 

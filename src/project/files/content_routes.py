@@ -1,5 +1,7 @@
 """HTTP for the content of files: downloads, thumbnails, signed URLs, and links that share."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from http import HTTPStatus
@@ -22,11 +24,12 @@ from project.files.content_schemas import (
     SignedUrlOut,
     ThumbnailQuery,
 )
-from project.files.delivery import Content, FileLost, RangeNotSatisfiable
+from project.files.delivery import Content, RangeNotSatisfiable
 from project.files.models import File, FileVariant, ShareLink, Visibility
 from project.files.service import NotReady
 from project.files.shares import ShareExpired
 from project.files.signed_urls import SignedUrl
+from project.files.storage import ObjectMissing
 from project.files.thumbnails import ImageTooLarge, NotAnImage
 from project.idempotency import idempotent
 from project.limits import limit
@@ -47,11 +50,12 @@ serves_content = partial(mark, content=True)
 @blueprint.arguments(ContentQuery, location="query")
 @blueprint.response(HTTPStatus.OK, BYTES, content_type="*/*")
 @serves_content
-@blueprint.raises(NotFound, NotReady, FileLost, PreconditionFailed, RangeNotSatisfiable)
+@blueprint.raises(NotFound, NotReady, ObjectMissing, PreconditionFailed, RangeNotSatisfiable)
 def get_content(query: dict[str, Any], file_id: UUID) -> Response:
     """Download a file: one's own, a public one, or any with a signed URL."""
     file = _readable(file_id, signed_urls.CONTENT, query)
-    return delivery.send(_content(file, query.get("disposition", "")))
+    with _lost_unless_deleted(file):
+        return delivery.send(_content(file, query.get("disposition", "")))
 
 
 @blueprint.get("/<uuid:file_id>/thumbnail")
@@ -60,13 +64,14 @@ def get_content(query: dict[str, Any], file_id: UUID) -> Response:
 @blueprint.arguments(ThumbnailQuery, location="query")
 @blueprint.response(HTTPStatus.OK, BYTES, content_type="image/*")
 @serves_content
-@blueprint.raises(NotFound, NotReady, FileLost, PreconditionFailed, RangeNotSatisfiable, NotAnImage, ImageTooLarge)
+@blueprint.raises(NotFound, NotReady, ObjectMissing, PreconditionFailed, RangeNotSatisfiable, NotAnImage, ImageTooLarge)
 def get_thumbnail(query: dict[str, Any], file_id: UUID) -> Response:
     """Look at a small version of a picture, made when it is first asked for."""
     size, kind = query["size"], query["format"]
     file = _readable(file_id, f"{size}-{kind}", query)
-    variant = variants.get_thumbnail(file, size=size, kind=kind)
-    return delivery.send(_thumbnail(file, variant, query.get("disposition", "")))
+    with _lost_unless_deleted(file):
+        variant = variants.get_thumbnail(file, size=size, kind=kind)
+        return delivery.send(_thumbnail(file, variant, query.get("disposition", "")))
 
 
 @blueprint.post("/<uuid:file_id>/signed-url")
@@ -120,12 +125,23 @@ def revoke_share(file_id: UUID, share_id: UUID) -> None:
 @share_blueprint.arguments(ShareQuery, location="query")
 @share_blueprint.response(HTTPStatus.OK, BYTES, content_type="*/*")
 @serves_content
-@share_blueprint.raises(NotFound, ShareExpired, FileLost, PreconditionFailed, RangeNotSatisfiable)
+@share_blueprint.raises(NotFound, ShareExpired, ObjectMissing, PreconditionFailed, RangeNotSatisfiable)
 def get_shared_content(query: dict[str, Any], token: str) -> Response:
     """Download a shared file. One that starts at its first byte counts."""
     share, file = shares.find_shared(token)
     content = replace(_content(file, query.get("disposition", "")), cache_control="private, no-store")
-    return delivery.send(content, on_start=partial(shares.count_download, share.id))
+    with _lost_unless_deleted(file):
+        return delivery.send(content, on_start=partial(shares.count_download, share.id))
+
+
+@contextmanager
+def _lost_unless_deleted(file: File) -> Iterator[None]:
+    """Tell bytes that are lost from those of a file that was deleted while the request was answered."""
+    try:
+        yield
+    except ObjectMissing:
+        service.get_any(file.id)
+        raise
 
 
 def _readable(file_id: UUID, variant: str, query: dict[str, Any]) -> File:

@@ -33,15 +33,6 @@ NGINX_WHOLE = "/_files-whole/"
 _RANGE = re.compile(r"bytes=(?:([0-9]{1,18})-([0-9]{0,18})|-([0-9]{1,18}))", re.IGNORECASE)
 
 
-class FileLost(AppError):
-    """410: the file is known, but its bytes are gone or damaged."""
-
-    status = HTTPStatus.GONE
-    code = "file_lost"
-    message = "The content of this file has been lost."
-    cure = "Upload the file again; its metadata can still be read."
-
-
 class RangeNotSatisfiable(AppError):
     """416: the range begins behind the last byte."""
 
@@ -78,7 +69,7 @@ def send(content: Content, *, on_start: Callable[[], None] | None = None) -> Res
     raises is the answer.
 
     Raises:
-        FileLost: the bytes are not there, or not as many as there should be. Storage that sends them itself was
+        ObjectMissing: the bytes are not there, or not as many as there should be. Storage that sends them itself was
             not asked.
         PreconditionFailed: by If-Match or If-Unmodified-Since.
         RangeNotSatisfiable: the range lies outside of the content.
@@ -135,14 +126,14 @@ def requested_range(header: str, size: int) -> range | None:
 def _open(content: Content) -> BinaryIO:
     try:
         file = storage().open(content.key)
-    except ObjectMissing as error:
-        logger.warning("file_lost", extra={"key": content.key})
-        raise FileLost() from error
+    except ObjectMissing:
+        logger.warning("file_lost", extra={"file": content.key})
+        raise
     # Content-Length is a promise: a client would wait for the bytes that are missing.
     if file.seek(0, os.SEEK_END) != content.size:
         file.close()
-        logger.warning("file_damaged", extra={"key": content.key})
-        raise FileLost()
+        logger.warning("file_damaged", extra={"file": content.key})
+        raise ObjectMissing()
     return file
 
 

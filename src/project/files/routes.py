@@ -67,7 +67,7 @@ def get_usage() -> Usage:
 @blueprint.post("")
 @limit("write")
 @login_required
-@idempotent(resume=service.get_uploaded, sent=bodies.declared_body)
+@idempotent(resume=service.get_any, sent=bodies.declared_body)
 @blueprint.arguments(FileUpload, location="upload")
 @blueprint.response(HTTPStatus.CREATED, FileOut, location="/v1/files/{0.id}")
 @etags.conditional
@@ -82,7 +82,7 @@ def upload_file(form: dict[str, Any], resumed: File | None) -> File:
 @blueprint.post("/raw")
 @limit("write")
 @login_required
-@idempotent(resume=service.get_uploaded, sent=bodies.declared_body)
+@idempotent(resume=service.get_any, sent=bodies.declared_body)
 @raw_body
 @blueprint.arguments(RawQuery, location="query")
 @blueprint.response(HTTPStatus.CREATED, FileOut, location="/v1/files/{0.id}")

@@ -13,7 +13,7 @@ from project.etags import Expected, check, matches
 from project.files import direct, quota
 from project.files.models import SORTS, File, FileStatus, FileVariant, Visibility
 from project.files.names import clean_filename
-from project.files.storage import storage
+from project.files.storage import ObjectMissing, storage
 from project.jobs import defer, task
 from project.pagination import Page, PageRequest, contains, paginate
 from project.security import Principal, Role
@@ -62,26 +62,25 @@ def find_by_purpose(purpose: str, *, owner_id: UUID) -> File | None:
     return db.session.scalar(select(File).where(*mine).order_by(File.created_at.desc()).limit(1))
 
 
-def get_uploaded(file_id: UUID) -> File:
-    """Return a file that an earlier request with the same Idempotency-Key has made.
+def get_any(file_id: UUID) -> File:
+    """Return a file for whoever has shown that they may have it, as with the Idempotency-Key that made it.
 
     Raises:
         NotFound: it has been deleted since.
     """
     file = db.session.scalar(select(File).where(File.id == file_id, File.status != FileStatus.DELETING))
     if file is None:
-        raise NotFound("The file of this Idempotency-Key has been deleted.")
+        raise NotFound("There is no such file.")
     return file
 
 
 def get_readable(file_id: UUID, *, reader_id: UUID | None, signed: bool) -> File:
     """Return a file whose content may be read: by its owner, by anyone if it is public, or by a signed URL.
 
-    A lost one is returned too: whoever sends it finds the bytes missing.
-
     Raises:
         NotFound: also for staff, since the content of private files is the owner's alone.
         NotReady: told only to the owner.
+        ObjectMissing: a sweep found its bytes lost.
     """
     statement = select(File).where(File.id == file_id, File.status != FileStatus.DELETING)
     if not signed:
@@ -91,6 +90,8 @@ def get_readable(file_id: UUID, *, reader_id: UUID | None, signed: bool) -> File
         raise NotFound("There is no such file.")
     if file.status is FileStatus.PENDING:
         raise NotReady()
+    if file.status is FileStatus.MISSING:
+        raise ObjectMissing()
     return file
 
 

@@ -14,6 +14,7 @@ from project.database import db, transaction, utcnow, uuid7
 from project.errors import AppError, NotFound
 from project.files.models import SHARE_SORTS, File, FileStatus, ShareLink
 from project.files.service import get_own
+from project.files.storage import ObjectMissing
 from project.idempotency_keys import attach
 from project.pagination import Page, PageRequest, paginate
 
@@ -108,7 +109,7 @@ def find_shared(token: str) -> tuple[ShareLink, File]:
     """Return the link with this token and the file it leads to; nothing is counted.
 
     Raises:
-        NotFound: there never was such a link, or its file is gone. ShareExpired.
+        NotFound: there never was such a link, or its file is gone. ShareExpired. ObjectMissing: its bytes are lost.
     """
     is_there = File.status.in_([FileStatus.READY, FileStatus.MISSING])
     found = db.session.execute(
@@ -120,7 +121,9 @@ def find_shared(token: str) -> tuple[ShareLink, File]:
         raise NotFound("There is no such link.")
     if not found.live:
         raise ShareExpired()
-    return found[0], found[1]
+    if found.File.status is FileStatus.MISSING:
+        raise ObjectMissing()
+    return found.ShareLink, found.File
 
 
 def count_download(share_id: UUID) -> None:

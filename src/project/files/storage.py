@@ -11,13 +11,14 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
+from http import HTTPStatus
 from pathlib import Path
-from typing import BinaryIO, Literal, NoReturn, Protocol
+from typing import Any, BinaryIO, Literal, NoReturn, Protocol, cast
 from urllib.parse import unquote, urlsplit
 from uuid import uuid4
 
 from project.config import settings
-from project.errors import Unavailable
+from project.errors import AppError, Unavailable
 
 logger = logging.getLogger(__name__)
 
@@ -36,8 +37,13 @@ _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 
 
-class ObjectMissing(Exception):
-    """There is no object with this key. Callers decide what that means."""
+class ObjectMissing(AppError):
+    """410, where nobody expects it: there is no object with this key, so the bytes of a file are lost."""
+
+    status = HTTPStatus.GONE
+    code = "file_lost"
+    message = "The content of this file has been lost."
+    cure = "Upload the file again; its metadata can still be read."
 
 
 @dataclass(frozen=True)
@@ -194,7 +200,7 @@ class LocalStorage:
                 with self._folders(key) as folders:
                     descriptor = os.open(_name(key), _FILE, dir_fd=folders[-1])
             except FileNotFoundError:
-                raise ObjectMissing(key) from None
+                raise ObjectMissing() from None
             with ExitStack() as stack:
                 file = stack.enter_context(os.fdopen(descriptor, "rb"))
                 _check_regular(os.fstat(descriptor))
@@ -290,6 +296,5 @@ def _storage(url: str, data_dir: Path) -> LocalStorage | DirectStorage:
     if url.startswith("file:"):
         return LocalStorage(Path(unquote(urlsplit(url).path)))
     # boto3 is an extra: on a machine that stores on its disk the module could not be imported.
-    module = importlib.import_module("project.files.s3")
-    bucket: DirectStorage = module.from_url(url, parts=data_dir / "files" / PARTS)
-    return bucket
+    s3: Any = importlib.import_module("project.files.s3")
+    return cast(DirectStorage, s3.from_url(url, parts=data_dir / "files" / PARTS))
