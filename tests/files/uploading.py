@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from threading import Barrier
 from typing import Any, TypeVar
@@ -41,9 +42,7 @@ def in_blocks(content: bytes, size: int = 1000) -> Iterator[bytes]:
         yield content[start : start + size]
 
 
-def upload(
-    owner: User | UUID, content: bytes = CONTENT, *, blocks: Iterable[bytes] | None = None, **told: Any
-) -> File:
+def upload(owner: User | UUID, content: bytes = CONTENT, *, blocks: Iterable[bytes] | None = None, **told: Any) -> File:
     """Upload a raw body with a Content-Length; `blocks` is what really comes."""
     came = in_blocks(content) if blocks is None else blocks
     return uploads.upload_raw(describe(**told), came, owner_id=id_of(owner), length=len(content))
@@ -136,7 +135,7 @@ def check_nothing_stored(root: Path) -> None:
     check_books(root)
 
 
-def is_no_connection_used() -> bool:
+def holds_no_connection() -> bool:
     """Tell whether every connection is in the pool."""
     return db.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
 
@@ -154,6 +153,25 @@ def broken(beginning: str, error: BaseException | None = None) -> Iterator[None]
         yield
     finally:
         event.remove(db.engine, "before_cursor_execute", refuse)
+
+
+@contextmanager
+def broken_commit(number: int, *, is_done: bool) -> Iterator[None]:
+    """Let the connection break at a transaction's commit: before it, or before the database could confirm it."""
+    transactions = count(1)
+
+    def fail(connection: Connection) -> None:
+        # The others only end a phase of reading.
+        if db.session().info.get("transaction") and next(transactions) == number:
+            if is_done:
+                connection.connection.commit()
+            raise OperationalError("COMMIT", {}, Exception("the connection broke"))
+
+    event.listen(db.engine, "commit", fail)
+    try:
+        yield
+    finally:
+        event.remove(db.engine, "commit", fail)
 
 
 def at_once(app: Flask, calls: Sequence[Callable[[], T]]) -> list[T | Exception]:
