@@ -127,6 +127,7 @@ def load_form(req: Request, _schema: object) -> dict[str, Any]:
 
     Raises:
         UnsupportedMediaType, FileTooLarge, QuotaExceeded: nothing was read.
+        BadRequest: there is no boundary, or a part has a name that is not UTF-8 (RFC 7578 §5.1).
         IncompleteBody: the form ends before its last boundary, or is malformed.
         PayloadTooLarge: it has too many parts, or a field that is too long.
         Invalid: a field was sent twice.
@@ -143,6 +144,8 @@ def load_form(req: Request, _schema: object) -> dict[str, Any]:
     parser = FormDataParser(new_part, MAX_FORM_MEMORY, silent=False, max_form_parts=MAX_FORM_PARTS)
     try:
         _, texts, files = parser.parse(body, req.mimetype, req.content_length, req.mimetype_params)
+    except UnicodeDecodeError as error:
+        raise BadRequest("The headers of a part are not UTF-8.") from error
     except ValueError as error:
         raise IncompleteBody("The form is malformed, or ends before its last boundary.") from error
     except RequestEntityTooLarge as error:
