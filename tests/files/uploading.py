@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from uuid import UUID, uuid4
 
 from flask import Flask
-from sqlalchemy import Connection, event, func, select, update
+from sqlalchemy import Connection, Engine, event, func, select, update
 from sqlalchemy.exc import OperationalError
 
 from project.database import db, transaction
@@ -141,18 +141,19 @@ def holds_no_connection() -> bool:
 
 
 @contextmanager
-def broken(beginning: str, error: BaseException | None = None) -> Iterator[None]:
-    """Let the database fail whenever a statement begins like this."""
+def broken(beginning: str, error: BaseException | None = None, *, engine: Engine | None = None) -> Iterator[None]:
+    """Let the database fail whenever a statement begins like this; outside of an application it needs the engine."""
+    engine = engine or db.engine
 
     def refuse(_connection: Connection, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
         if statement.startswith(beginning):
             raise error or OperationalError(statement, parameters, Exception("the connection broke"))
 
-    event.listen(db.engine, "before_cursor_execute", refuse)
+    event.listen(engine, "before_cursor_execute", refuse)
     try:
         yield
     finally:
-        event.remove(db.engine, "before_cursor_execute", refuse)
+        event.remove(engine, "before_cursor_execute", refuse)
 
 
 @contextmanager
