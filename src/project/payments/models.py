@@ -147,7 +147,7 @@ class Payment(Record):
     method_last4: Mapped[str | None] = mapped_column(String(4))
     description: Mapped[str | None] = mapped_column(String(255))
     labels: Mapped[dict[str, str]] = mapped_column("metadata", JSON, default=dict)
-    receipt_number: Mapped[str | None] = mapped_column(String(32), unique=True)
+    receipt_number: Mapped[str | None] = mapped_column(String(32))
     needs_review: Mapped[bool] = mapped_column(default=False)
     review_reason: Mapped[str | None] = mapped_column(String(64))
     version: Mapped[int] = mapped_column(default=1)
@@ -158,6 +158,7 @@ class Payment(Record):
 
     __table_args__ = (
         UniqueConstraint("provider", "provider_ref"),
+        UniqueConstraint("livemode", "receipt_number"),
         CheckConstraint("amount > 0 AND quantity > 0", name="amount"),
         CheckConstraint("amount_capturable BETWEEN 0 AND amount", name="capturable"),
         CheckConstraint("amount_captured BETWEEN 0 AND amount", name="captured"),
