@@ -156,6 +156,9 @@ class Payment(Record):
     canceled_at: Mapped[datetime | None]
     synced_at: Mapped[datetime | None]
 
+    # Not a column: the provider keeps it, and only some answers show it.
+    client_secret: str | None = None
+
     __table_args__ = (
         UniqueConstraint("provider", "provider_ref"),
         UniqueConstraint("livemode", "receipt_number"),

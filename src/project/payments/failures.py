@@ -1,0 +1,78 @@
+"""What clients are told when a provider refuses or fails."""
+
+from http import HTTPStatus
+
+from project.errors import AppError, Conflict, InternalError, Invalid, Unavailable
+from project.payments.gateway_types import (
+    Declined,
+    GatewayError,
+    InOtherState,
+    Misconfigured,
+    NoSuchObject,
+    OutcomeUnknown,
+    Rejected,
+    TooManyRequests,
+)
+from project.payments.prices import INVALID_AMOUNT
+
+# The provider's codes for amounts that it does not take, whatever our price says.
+_AMOUNT_CODES = {"amount_too_small", "amount_too_large", "invalid_currency"}
+
+
+class ProviderUnavailable(Unavailable):
+    """503: the provider did not answer, or not in a way that tells what it did."""
+
+    code = "provider_unavailable"
+    message = "The payment provider does not answer right now."
+    cure = "Repeat the request with the same Idempotency-Key after the seconds in Retry-After; nothing happens twice."
+
+
+class ProviderRejected(AppError):
+    """502: the provider refused our request; a fault of ours or of the set-up."""
+
+    status = HTTPStatus.BAD_GATEWAY
+    code = "provider_rejected"
+    message = "The payment provider refused the request."
+    cure = "Report the request_id."
+
+
+class PaymentsMisconfigured(InternalError):
+    """500: the provider does not accept our keys."""
+
+    code = "payments_misconfigured"
+    message = "Payments are not set up correctly."
+    cure = "Report the request_id; the operator has to look at the keys of the provider."
+
+
+class PaymentDeclined(AppError):
+    """402: the bank or the provider's checks said no."""
+
+    status = HTTPStatus.PAYMENT_REQUIRED
+    code = "payment_declined"
+    message = "The payment was declined."
+    cure = "Show the detail to the customer and let them choose another way to pay."
+
+
+class InvalidState(Conflict):
+    """409: the payment's state forbids it, or another operation on it is under way."""
+
+    code = "invalid_state"
+    message = "The payment's state does not allow this."
+    cure = "Read the payment again: its status, `pending_operation` and amounts say what is possible."
+
+
+def refusal(error: GatewayError) -> AppError:
+    """Return what a client is told of a provider's refusal or failure."""
+    match error:
+        case Declined():
+            return PaymentDeclined(error.failure.message, decline_code=error.failure.decline_code)
+        case Rejected() if error.code in _AMOUNT_CODES:
+            return Invalid.field("/amount", INVALID_AMOUNT, "The payment provider does not take this amount.")
+        case InOtherState():
+            return InvalidState()
+        case OutcomeUnknown() | TooManyRequests():
+            return ProviderUnavailable()
+        case Misconfigured():
+            return PaymentsMisconfigured()
+        case NoSuchObject() | Rejected() | _:
+            return ProviderRejected()

@@ -1,0 +1,319 @@
+"""Payments: made at a price, captured, canceled and read. What they are at comes from the provider's snapshots.
+
+Each change is three steps: a short transaction that says what will be asked (so that a crash leaves a row that
+reconciliation finds), the provider's answer without any transaction, and a snapshot applied. The provider's keys are
+made from our rows: asked twice, it does it once.
+"""
+
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Update, func, select, update
+from sqlalchemy.exc import IntegrityError
+
+from project import audit
+from project.config import settings
+from project.database import db, give_back, transaction, uuid7
+from project.errors import Conflict, Invalid, NotFound, field_code
+from project.idempotency_keys import attach
+from project.pagination import Page, PageRequest, paginate
+from project.payments import prices
+from project.payments.failures import InvalidState, ProviderUnavailable, refusal
+from project.payments.gateway import current_gateway
+from project.payments.gateway_types import (
+    GatewayError,
+    InOtherState,
+    Intent,
+    OutcomeUnknown,
+    PaymentSnapshot,
+    TooManyRequests,
+)
+from project.payments.models import PAYMENT_SORTS, CaptureMethod, Operation, Payment, PaymentStatus
+from project.payments.snapshots import apply_payment, note
+from project.security import Principal, Role
+
+AMOUNT_EXCEEDS_CAPTURABLE = field_code(
+    "amount_exceeds_capturable", "This is more than was authorised.", "Capture at most `amount_capturable`."
+)
+OPEN = (PaymentStatus.CREATED, PaymentStatus.REQUIRES_PAYMENT_METHOD, PaymentStatus.REQUIRES_ACTION)
+CANCELABLE = (*OPEN, PaymentStatus.PROCESSING, PaymentStatus.REQUIRES_CAPTURE)
+
+
+class PaymentExists(Conflict):
+    """409: this user has a living payment with the same reference."""
+
+    code = "payment_exists"
+    message = "There is a payment with this reference already."
+    cure = "Go on with the payment of `payment_id`: get its client secret and confirm it."
+
+
+class PaymentFinal(Conflict):
+    """409: nothing can be paid here any more."""
+
+    code = "payment_final"
+    message = "This payment is finished."
+    cure = "Show its status; make another payment if something is still to be paid."
+
+
+def create_payment(
+    *,
+    user_id: UUID,
+    price_id: UUID,
+    quantity: int = 1,
+    amount: int | None = None,
+    reference: str | None = None,
+    metadata: dict[str, str] | None = None,
+    capture_method: CaptureMethod = CaptureMethod.AUTOMATIC,
+) -> Payment:
+    """Make a payment at a price and its counterpart at the provider.
+
+    Raises:
+        NotFound: there is no such price. Invalid: price_inactive, invalid_amount.
+        PaymentExists: with the living payment's id.
+        ProviderUnavailable: what the provider did is unknown; repeat with the same Idempotency-Key.
+    """
+    price = prices.find_price(price_id)
+    if price is None:
+        raise NotFound("There is no such price.")
+    payment = Payment(
+        id=uuid7(),
+        user_id=user_id,
+        price_id=price.id,
+        quantity=quantity,
+        provider=settings.payments_provider,
+        livemode=current_gateway().livemode,
+        reference=reference,
+        amount=prices.total(price, quantity=quantity, amount=amount),
+        currency=price.currency,
+        capture_method=capture_method,
+        description=price.name,
+        labels=metadata or {},
+    )
+    try:
+        with transaction():
+            db.session.add(payment)
+            db.session.flush()
+            note(payment.id, "user", "created", amount=payment.amount, currency=payment.currency)
+            attach(payment.id)
+    except IntegrityError as error:
+        living = _find_living(user_id, reference)
+        if living is None:
+            raise
+        raise PaymentExists(payment_id=str(living)) from error
+    return ask_to_create(payment, actor="user")
+
+
+def ask_to_create(payment: Payment, *, actor: str) -> Payment:
+    """Make the payment at the provider, or find that it was made: asked again, the provider gives the same one.
+
+    Raises:
+        ProviderUnavailable.
+    """
+    intent = Intent(
+        payment_id=payment.id,
+        amount=payment.amount,
+        currency=payment.currency,
+        capture_method=payment.capture_method,
+        description=payment.description,
+    )
+    give_back()
+    try:
+        snapshot = current_gateway().create_payment(intent, key=f"{payment.id}:create")
+    except (OutcomeUnknown, TooManyRequests) as error:
+        raise ProviderUnavailable() from error
+    except GatewayError as error:
+        _fail(payment, error, actor=actor)
+        raise refusal(error) from error
+    made = apply_payment(payment.id, snapshot, actor=actor)
+    made.client_secret = snapshot.client_secret
+    return made
+
+
+def resume_payment(payment_id: UUID) -> Payment:
+    """Go on with a payment whose request died: make it at the provider if that is not known to be done."""
+    payment = db.session.scalars(select(Payment).where(Payment.id == payment_id)).one()
+    if payment.status is PaymentStatus.CREATED:
+        return ask_to_create(payment, actor="user")
+    return with_client_secret(payment)
+
+
+def get_client_secret(payment_id: UUID, *, user_id: UUID) -> str:
+    """Return what the customer's browser confirms the payment with.
+
+    Raises:
+        NotFound, PaymentFinal, ProviderUnavailable.
+    """
+    payment = get_payment(payment_id, reader_id=user_id)
+    if payment.status is PaymentStatus.CREATED:
+        payment = ask_to_create(payment, actor="user")
+    if payment.status.final:
+        raise PaymentFinal()
+    return str(with_client_secret(payment).client_secret)
+
+
+def with_client_secret(payment: Payment) -> Payment:
+    """Put the client secret, which we do not keep, on a payment as the provider has it now.
+
+    Raises:
+        ProviderUnavailable.
+    """
+    snapshot = _look(payment)
+    fresh = apply_payment(payment.id, snapshot, actor="user")
+    fresh.client_secret = snapshot.client_secret
+    return fresh
+
+
+def sync(payment: Payment, *, actor: str) -> Payment:
+    """Return a payment as the provider has it now; webhooks may be late, or not set up.
+
+    Raises:
+        ProviderUnavailable.
+    """
+    if payment.provider_ref is None:
+        return ask_to_create(payment, actor=actor) if payment.status is PaymentStatus.CREATED else payment
+    return apply_payment(payment.id, _look(payment), actor=actor)
+
+
+def capture_payment(payment_id: UUID, *, staff_id: UUID, amount: int | None = None) -> Payment:
+    """Take what was authorised, or a part of it; the rest is released. Its `pending_operation` is set while unknown.
+
+    Raises:
+        NotFound, InvalidState, PaymentDeclined. Invalid: amount_exceeds_capturable.
+    """
+    asked = func.coalesce(amount, Payment.amount_capturable)
+    may = (Payment.status == PaymentStatus.REQUIRES_CAPTURE, Payment.pending_operation.is_(None))
+    reserve = update(Payment).where(Payment.id == payment_id, *may, asked.between(1, Payment.amount_capturable))
+    values = {"pending_operation": Operation.CAPTURE, "pending_amount": asked, "version": Payment.version + 1}
+    with transaction():
+        payment = _changed(reserve, values)
+        if payment is None:
+            raise _not_capturable(payment_id, amount)
+        note(payment_id, f"staff:{staff_id}", "capture", amount=payment.pending_amount)
+        audit.record("payment_captured", actor_id=staff_id, target_type="payment", target_id=payment_id)
+        attach(payment_id)
+    return finish_operation(payment, actor=f"staff:{staff_id}")
+
+
+def cancel_payment(payment_id: UUID, *, caller: Principal, reason: str | None = None) -> Payment:
+    """Cancel a payment that was not made; what was authorised is released. Only staff cancel an authorised one.
+
+    Raises:
+        NotFound, InvalidState.
+    """
+    is_staff = caller.role.covers(Role.STAFF)
+    states = CANCELABLE if is_staff else (*OPEN, PaymentStatus.PROCESSING)
+    whose = [] if is_staff else [Payment.user_id == caller.id]
+    may = (Payment.status.in_(states), Payment.pending_operation.is_(None), *whose)
+    values = {"pending_operation": Operation.CANCEL, "version": Payment.version + 1}
+    actor = f"staff:{caller.id}" if is_staff else "user"
+    with transaction():
+        payment = _changed(update(Payment).where(Payment.id == payment_id, *may), values)
+        if payment is None:
+            get_payment(payment_id, reader_id=None if is_staff else caller.id)
+            raise InvalidState()
+        note(payment_id, actor, "cancel", reason=reason)
+        attach(payment_id)
+    return finish_operation(payment, actor=actor)
+
+
+def finish_operation(payment: Payment, *, actor: str) -> Payment:
+    """Ask the provider for what `pending_operation` says, and apply its answer; asked again it does it once.
+
+    Raises:
+        PaymentDeclined, InvalidState: it cannot be done any more.
+    """
+    ref, key = str(payment.provider_ref), f"{payment.id}:{payment.pending_operation}"
+    give_back()
+    try:
+        if payment.pending_operation is Operation.CAPTURE:
+            snapshot = current_gateway().capture(ref, amount=payment.pending_amount, key=key)
+        else:
+            snapshot = current_gateway().cancel(ref, key=key)
+    except (OutcomeUnknown, TooManyRequests):
+        return payment
+    except GatewayError as error:
+        _give_up_operation(payment)
+        if isinstance(error, InOtherState):
+            sync(payment, actor=actor)
+        raise refusal(error) from error
+    return apply_payment(payment.id, snapshot, actor=actor)
+
+
+def get_payment(payment_id: UUID, *, reader_id: UUID | None) -> Payment:
+    """Return a payment of an account, or with None anybody's, for staff.
+
+    Raises:
+        NotFound.
+    """
+    statement = select(Payment).where(Payment.id == payment_id)
+    if reader_id is not None:
+        statement = statement.where(Payment.user_id == reader_id)
+    payment = db.session.scalar(statement)
+    if payment is None:
+        raise NotFound("There is no such payment.")
+    return payment
+
+
+def list_payments(
+    *,
+    caller_id: UUID,
+    user_id: UUID | None,
+    page: PageRequest,
+    status: PaymentStatus | None = None,
+    reference: str | None = None,
+    created_after: datetime | None = None,
+) -> Page[Payment]:
+    """Return a page of the payments of an account, or with `user_id` None of all."""
+    statement = select(Payment)
+    if user_id is not None:
+        statement = statement.where(Payment.user_id == user_id)
+    if status is not None:
+        statement = statement.where(Payment.status == status)
+    if reference is not None:
+        statement = statement.where(Payment.reference == reference)
+    if created_after is not None:
+        statement = statement.where(Payment.created_at > created_after)
+    return paginate(statement, page, sorts=PAYMENT_SORTS, tiebreaker=Payment.id, owner=caller_id)
+
+
+def _find_living(user_id: UUID, reference: str | None) -> UUID | None:
+    dead = (PaymentStatus.CANCELED, PaymentStatus.FAILED)
+    living = (Payment.user_id == user_id, Payment.reference == reference, Payment.status.not_in(dead))
+    return db.session.scalar(select(Payment.id).where(*living))
+
+
+def _changed(statement: Update, values: dict[str, Any]) -> Payment | None:
+    found: Payment | None = db.session.scalar(
+        statement.values(values).returning(Payment), execution_options={"populate_existing": True}
+    )
+    return found
+
+
+def _not_capturable(payment_id: UUID, amount: int | None) -> Invalid | InvalidState:
+    payment = get_payment(payment_id, reader_id=None)
+    if payment.status is not PaymentStatus.REQUIRES_CAPTURE or payment.pending_operation is not None:
+        return InvalidState()
+    return Invalid.field("/amount", AMOUNT_EXCEEDS_CAPTURABLE)
+
+
+def _give_up_operation(payment: Payment) -> None:
+    mine = update(Payment).where(Payment.id == payment.id, Payment.pending_operation == payment.pending_operation)
+    with transaction():
+        db.session.execute(mine.values(pending_operation=None, pending_amount=None, version=Payment.version + 1))
+
+
+def _look(payment: Payment) -> PaymentSnapshot:
+    give_back()
+    try:
+        return current_gateway().retrieve_payment(str(payment.provider_ref))
+    except GatewayError as error:
+        raise refusal(error) from error
+
+
+def _fail(payment: Payment, error: GatewayError, *, actor: str) -> None:
+    """Note that the provider refused to make a payment at all."""
+    new = update(Payment).where(Payment.id == payment.id, Payment.status == PaymentStatus.CREATED)
+    with transaction():
+        db.session.execute(new.values(status=PaymentStatus.FAILED, failure_code=str(error)[:64]))
+        note(payment.id, actor, "status", before=PaymentStatus.CREATED, after=PaymentStatus.FAILED)
