@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import or_, select
+from sqlalchemy import or_, select, update
 
 from project.database import db, insert, transaction, utcnow, uuid7
 from project.jobs import defer
@@ -191,6 +191,19 @@ def _move_refund(payment: Payment, refund: Refund, snapshot: RefundSnapshot, act
         logger.error("refund_reversed", extra={"payment_id": str(payment.id), "amount": refund.amount})
     payment.version += 1
     note(payment.id, actor, "refund", refund_id=str(refund.id), before=before, after=after)
+
+
+def release_refund(refund_id: UUID, *, reason: str, actor: str) -> None:
+    """End a refund that the provider does not know, and give its reservation back; again is no change."""
+    with transaction():
+        waiting = (Refund.id == refund_id, Refund.status == RefundStatus.PENDING, Refund.provider_ref.is_(None))
+        ended = update(Refund).where(*waiting).values(status=RefundStatus.FAILED, failure_reason=reason[:64])
+        refund = db.session.scalar(ended.returning(Refund), execution_options={"populate_existing": True})
+        if refund is not None:
+            payment = _locked(refund.payment_id)
+            payment.amount_refund_reserved -= refund.amount
+            payment.version += 1
+            note(payment.id, actor, "refund", refund_id=str(refund_id), after=RefundStatus.FAILED)
 
 
 def apply_dispute(snapshot: DisputeSnapshot, *, actor: str) -> Dispute | None:
