@@ -157,6 +157,7 @@ class Payment(Record):
     synced_at: Mapped[datetime | None]
 
     # Not a column: the provider keeps it, and only some answers show it.
+    __allow_unmapped__ = True
     client_secret: str | None = None
 
     __table_args__ = (
