@@ -86,7 +86,10 @@ class DisputeSnapshot:
 
 @dataclass(frozen=True)
 class Event:
-    """A verified webhook event: which object of the provider has changed."""
+    """A verified webhook event: which object of the provider has changed.
+
+    Of a charge, `object_ref` is the payment it belongs to: the provider's charges are nothing of their own to us.
+    """
 
     id: str
     type: str
@@ -133,3 +136,7 @@ class TooManyRequests(GatewayError):
 
 class Misconfigured(GatewayError):
     """The provider does not accept our key."""
+
+
+class BadSignature(GatewayError):
+    """A webhook that nobody with one of our secrets has signed within the last minutes, or that is no event."""
