@@ -123,7 +123,7 @@ def ask_to_create(payment: Payment, *, actor: str) -> Payment:
     except (OutcomeUnknown, TooManyRequests) as error:
         raise ProviderUnavailable() from error
     except GatewayError as error:
-        _fail(payment, error, actor=actor)
+        _fail(payment, str(error), actor=actor)
         raise refusal(error) from error
     made = apply_payment(payment.id, snapshot, actor=actor)
     made.client_secret = snapshot.client_secret
@@ -311,9 +311,13 @@ def _look(payment: Payment) -> PaymentSnapshot:
         raise refusal(error) from error
 
 
-def _fail(payment: Payment, error: GatewayError, *, actor: str) -> None:
-    """Note that the provider refused to make a payment at all."""
+def give_up(payment: Payment, *, actor: str) -> None:
+    """End a payment that never reached the provider."""
+    _fail(payment, "never_arrived", actor=actor)
+
+
+def _fail(payment: Payment, code: str, *, actor: str) -> None:
     new = update(Payment).where(Payment.id == payment.id, Payment.status == PaymentStatus.CREATED)
     with transaction():
-        db.session.execute(new.values(status=PaymentStatus.FAILED, failure_code=str(error)[:64]))
+        db.session.execute(new.values(status=PaymentStatus.FAILED, failure_code=code[:64]))
         note(payment.id, actor, "status", before=PaymentStatus.CREATED, after=PaymentStatus.FAILED)
