@@ -11,6 +11,9 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from project.database import Base, utcnow, uuid7
 
+# Of a query: the session may hold the row as it was in an earlier call.
+FRESH = {"populate_existing": True}
+
 
 def new_id(kind: str) -> str:
     """Return an id such as pi_sbx_…; ids of one kind are in the order of their making."""
