@@ -36,4 +36,5 @@ def check_amount(amount: int, currency: str) -> None:
 
 def decimals(code: str) -> int | None:
     """Return how many digits the minor unit has; None where there is none, as of gold, or no such currency."""
-    return Currency(code).exponent if code in Currency.__members__ else None
+    found = Currency.__members__.get(code)
+    return found.exponent if found else None

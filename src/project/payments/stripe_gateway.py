@@ -7,7 +7,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -41,6 +41,7 @@ READ_SECONDS = 8
 RETRIES = 1
 TOLERANCE_SECONDS = 300
 PAGE = 100
+CLOCKS_DIFFER = timedelta(minutes=5)
 
 _METHOD = "latest_charge"  # what was paid with is told by the charge
 _STATES = {
@@ -103,11 +104,12 @@ class StripeGateway:
         return payment_snapshot(found.to_dict())
 
     def find_payment(self, payment_id: UUID, *, since: datetime) -> PaymentSnapshot | None:
-        """Return the provider's counterpart of a payment of ours, if it was made after `since`.
+        """Return the provider's counterpart of a payment of ours, if it was made after `since` by our clock.
 
         It goes through all of them: the provider's search lags behind by minutes.
         """
-        return next((found for found in self.list_payments(since=since) if found.payment_id == payment_id), None)
+        found = self.list_payments(since=since - CLOCKS_DIFFER)
+        return next((one for one in found if one.payment_id == payment_id), None)
 
     def list_payments(self, *, since: datetime) -> Iterator[PaymentSnapshot]:
         """Give the payments made after `since`, the newest first."""
