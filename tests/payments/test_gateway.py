@@ -438,7 +438,7 @@ def test_a_call_ends_before_a_server_gives_up_its_worker():
     gateway = stripe_gateway.connect("sk_test_x")
     requestor = gateway._client._requestor
 
-    assert requestor._get_http_client()._timeout == (3, 8)
+    assert vars(requestor._get_http_client())["_timeout"] == (3, 8)
     assert requestor._options.max_network_retries == 1
 
 

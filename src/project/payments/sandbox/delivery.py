@@ -21,7 +21,7 @@ LONGEST_WAIT = timedelta(hours=1)
 
 
 def deliver_due(send: Send, *, until: datetime | None = None) -> int:
-    """Deliver the events that are due, in their order, and those that they lead to; return how many were taken.
+    """Deliver the events that are due, in their order; return how many were taken.
 
     Several may do this at once: an event is claimed by one, for the time until it comes again.
     """

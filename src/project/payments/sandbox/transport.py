@@ -9,7 +9,7 @@ from project.database import give_back
 from project.payments.sandbox import wire
 from project.payments.sandbox.errors import WireError
 from project.payments.sandbox.faults import CALL_FAULTS, Fault, take
-from project.payments.stripe_gateway import StripeGateway
+from project.payments.stripe_gateway import RETRIES, StripeGateway
 
 # It asks the SDK not to try again, which it would do with a 500.
 _FINAL = {"stripe-should-retry": "false"}
@@ -21,7 +21,8 @@ _REFUSALS = {
 
 def connect() -> StripeGateway:
     """Return the gateway of the sandbox."""
-    return StripeGateway(stripe.StripeClient(wire.API_KEY, http_client=SandboxTransport()), livemode=False)
+    client = stripe.StripeClient(wire.API_KEY, http_client=SandboxTransport(), max_network_retries=RETRIES)
+    return StripeGateway(client, livemode=False)
 
 
 class SandboxTransport(stripe.HTTPClient):
