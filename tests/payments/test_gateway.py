@@ -5,6 +5,7 @@ import logging
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
@@ -14,6 +15,7 @@ import pytest
 import stripe
 
 from project.payments import stripe_gateway
+from project.payments.gateway import current_gateway
 from project.payments.gateway_types import (
     BadSignature,
     Declined,
@@ -463,6 +465,17 @@ def test_the_sdk_writes_no_secrets_into_the_log(caplog):
     gateway_of(Script(payment())).retrieve_payment("pi_1")
 
     assert "pi_1_secret_x" not in caplog.text
+
+
+def test_the_settings_name_the_provider(app, session, monkeypatch):
+    settings = app.extensions["settings"]
+    sandbox = current_gateway()
+    monkeypatch.setitem(app.extensions, "settings", replace(settings, payments_provider="stripe"))
+
+    real = current_gateway(stripe_secret_key="sk_live_x")
+
+    assert (sandbox.livemode, real.livemode) == (False, True)
+    assert current_gateway(stripe_secret_key="sk_live_x") is real
 
 
 def test_the_sdk_is_not_imported_before_it_is_needed():

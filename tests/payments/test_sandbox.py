@@ -13,7 +13,7 @@ from project.errors import Invalid, Unauthorized
 from project.payments.gateway import current_gateway
 from project.payments.gateway_types import Declined, InOtherState, Method, NoSuchObject, Rejected
 from project.payments.models import PaymentStatus, RefundReason, RefundStatus
-from project.payments.sandbox import clock, disputes
+from project.payments.sandbox import browser, clock, disputes
 from project.payments.sandbox.methods import METHODS, Behaviour
 from project.payments.sandbox.models import SandboxDispute, SandboxIntent
 from tests.files.uploading import at_once
@@ -181,6 +181,15 @@ def test_the_browser_is_sent_to_the_page_for_approval_and_back():
         "payment_intent_client_secret": [payment.client_secret],
         "redirect_status": ["failed"],
     }
+
+
+def test_the_page_for_approval_shows_what_is_to_be_paid():
+    payment = make_payment(amount=700)
+    confirm(payment, "pm_card_authenticationRequired")
+
+    assert browser.get_payment(payment.ref, client_secret=payment.client_secret or "") == look(payment)
+    with pytest.raises(Unauthorized):
+        browser.get_payment(payment.ref, client_secret=payment.ref)
 
 
 def test_without_an_address_to_return_to_the_browser_stays():
@@ -501,6 +510,21 @@ def test_a_dispute_that_nobody_answers_ends_after_a_week(method, status):
     assert current_gateway().retrieve_dispute(ref).status == status
     assert types == ["charge.dispute.closed"]
     assert current_gateway().retrieve_dispute(ref).reinstated == 0
+
+
+@pytest.mark.parametrize("won", [True, False], ids=["won", "lost"])
+def test_only_money_that_came_back_can_be_refunded(won):
+    payment = paid("pm_card_createDispute")
+    advance()
+    [ref] = db.session.scalars(db.select(SandboxDispute.id))
+
+    disputes.decide(ref, won=won)
+
+    if won:
+        assert give_back(payment, 1000).status is RefundStatus.SUCCEEDED
+    else:
+        with pytest.raises(InOtherState):
+            give_back(payment, 1000)
 
 
 def test_a_dispute_that_is_won_gives_the_money_back():

@@ -210,6 +210,14 @@ def test_no_transaction_is_open_while_an_event_is_sent():
     assert deliver_due(send) == 1
 
 
+def test_nothing_is_sent_inside_a_transaction(listener):
+    make_payment()
+
+    with pytest.raises(RuntimeError, match="transaction"), transaction():
+        deliver_due(listener)
+    assert listener.types == []
+
+
 def test_what_an_event_leads_to_is_left_to_the_next_delivery():
     payment = make_payment()
 

@@ -5,16 +5,16 @@ from dataclasses import dataclass
 from typing import Any, Literal
 from urllib.parse import quote, urlencode, urlsplit, urlunsplit
 
-from sqlalchemy import select
+from sqlalchemy import Select, select
 
 from project.config import settings
 from project.database import db, transaction
 from project.errors import Invalid, Unauthorized, field_code
-from project.payments.gateway_types import Declined, InOtherState
+from project.payments.gateway_types import Declined, InOtherState, PaymentSnapshot
 from project.payments.sandbox.attempts import accept, attempt, method_of, refuse
 from project.payments.sandbox.methods import AUTHENTICATION_FAILED, Behaviour, TestMethod, find_method
 from project.payments.sandbox.models import FRESH, SandboxIntent
-from project.payments.stripe_objects import failure
+from project.payments.stripe_objects import failure, payment_snapshot
 
 INVALID_METHOD = field_code(
     "invalid_payment_method",
@@ -39,6 +39,16 @@ class Outcome:
     status: str
     next_action: dict[str, Any] | None = None
     return_to: str | None = None
+
+
+def get_payment(ref: str, *, client_secret: str) -> PaymentSnapshot:
+    """Return what the customer is to pay, as the page for approval shows it.
+
+    Raises:
+        WrongClientSecret.
+    """
+    intent = _find(select(SandboxIntent).where(SandboxIntent.id == ref), client_secret)
+    return payment_snapshot(intent.wire | {"latest_charge": intent.charge})
 
 
 def confirm(ref: str, *, client_secret: str, payment_method: str, return_url: str | None = None) -> Outcome:
@@ -88,8 +98,11 @@ def authenticate(ref: str, *, client_secret: str, outcome: Literal["approve", "f
 
 
 def _lock(ref: str, client_secret: str) -> SandboxIntent:
-    found = select(SandboxIntent).where(SandboxIntent.id == ref).with_for_update()
-    intent = db.session.scalar(found, execution_options=FRESH)
+    return _find(select(SandboxIntent).where(SandboxIntent.id == ref).with_for_update(), client_secret)
+
+
+def _find(statement: Select[SandboxIntent], client_secret: str) -> SandboxIntent:
+    intent = db.session.scalar(statement, execution_options=FRESH)
     secret: str = intent.wire["client_secret"] if intent else ""
     if intent is None or not hmac.compare_digest(secret.encode(), client_secret.encode()):
         raise WrongClientSecret()
