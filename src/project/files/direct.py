@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID
 
-from sqlalchemy import delete, or_, select, update
+from sqlalchemy import delete, exists, or_, select, update
 
 from project.config import settings
 from project.database import db, give_back, transaction, utcnow
@@ -114,7 +114,9 @@ def complete(file_id: UUID, *, owner_id: UUID) -> File:
         abort(file, upload.incoming_key)
         raise
     except AppError:
-        _open_again(file)
+        if not _open_again(file):
+            # The row has gone meanwhile, with its account or in a sweep, and the bytes were under its key by then.
+            storage().delete(file.storage_key)
         raise
     with transaction():
         db.session.execute(delete(DirectUpload).where(DirectUpload.file_id == file.id))
@@ -186,6 +188,8 @@ def _take_in(file: File, upload: DirectUpload) -> File:
     return uploads.publish(file, checked, ready_at=utcnow())
 
 
-def _open_again(file: File) -> None:
+def _open_again(file: File) -> bool:
+    """Let a completion that failed be tried again; tell whether the file is still there."""
     with transaction():
         db.session.execute(update(DirectUpload).where(DirectUpload.file_id == file.id).values(completing_at=None))
+        return bool(db.session.scalar(select(exists(select(File.id).where(File.id == file.id)))))

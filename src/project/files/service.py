@@ -11,7 +11,7 @@ from project.database import db, transaction
 from project.errors import Conflict, Forbidden, NotFound, PreconditionFailed
 from project.etags import Expected, check, matches
 from project.files import direct, quota
-from project.files.models import SORTS, File, FileStatus, FileVariant, Visibility
+from project.files.models import SORTS, DirectUpload, File, FileStatus, FileVariant, Visibility
 from project.files.names import clean_filename
 from project.files.storage import ObjectMissing, storage
 from project.jobs import defer, task
@@ -213,9 +213,18 @@ def purge_deleted() -> None:
             purge(file_id=str(file_id))
 
 
+@task
+def delete_object(*, key: str) -> None:
+    """Remove bytes that no row leads to any more."""
+    storage().delete(key)
+
+
 @on_erase
 def forget_files(user_id: UUID) -> None:
-    """Delete the files of an erased account and stop its uploads; the bytes go in a job."""
+    """Delete the files of an erased account and stop its uploads; the bytes go in jobs."""
+    incoming = select(DirectUpload.incoming_key).join(File, File.id == DirectUpload.file_id)
+    for key in db.session.scalars(incoming.where(File.owner_id == user_id)).all():
+        defer(delete_object, key=key)
     db.session.execute(delete(File).where(File.owner_id == user_id, File.status == FileStatus.PENDING))
     stored = update(File).where(File.owner_id == user_id)
     anonymous: dict[str, Any] = {"owner_id": None, "filename": "file", "labels": {}, "purpose": None}
