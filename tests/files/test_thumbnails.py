@@ -468,6 +468,7 @@ def test_other_types_have_no_size(content_type):
         picture("JPEG")[:100],
         png((0, 8)),
     ],
+    ids=["nothing", "text", "riff", "png", "other png", "gif", "jpeg", "flat png"],
 )
 def test_without_a_header_there_is_no_size(content):
     assert dimensions(BytesIO(content), "image/png") is None
