@@ -20,7 +20,7 @@ from project.files import direct, quota, uploads
 from project.files.models import DirectUpload, File, FileStatus, FileVariant, StorageUsage
 from project.files.parts import SUFFIX, measure
 from project.files.service import purge
-from project.files.storage import ObjectMissing, Stored, storage
+from project.files.storage import ObjectMissing, Stored, disk_errors, storage
 from project.jobs import periodic
 
 logger = logging.getLogger(__name__)
@@ -53,13 +53,15 @@ class Verified:
 def sweep(*, older_than: int = OLDER_THAN, dry_run: bool = False) -> Swept:
     """Cure all that a crash can leave, as far as it is older than `older_than` seconds, and count it."""
     before = utcnow() - timedelta(seconds=older_than)
+    # First, since counters that are too low let nothing be taken from them.
+    recounted = sum(quota.recount(user_id, dry_run=dry_run) for user_id in _ids(StorageUsage.user_id))
     return Swept(
         uploads=_end_uploads(before, dry_run=dry_run),
         parts=_remove_parts(before, dry_run=dry_run),
         deleted=_finish_deletions(before, dry_run=dry_run),
         orphans=_remove_orphans(before, dry_run=dry_run),
         missing=_mark_missing(dry_run=dry_run),
-        recounted=sum(quota.recount(user_id, dry_run=dry_run) for user_id in _ids(StorageUsage.user_id)),
+        recounted=recounted,
     )
 
 
@@ -130,16 +132,25 @@ def _end_upload(file_id: UUID) -> None:
 
 
 def _remove_parts(before: datetime, *, dry_run: bool) -> int:
-    """Remove what was being received by a process that is no more; the rows of the dead are gone already."""
+    """Remove what was being received by processes that are no more: no living upload has it."""
     count = 0
     for path in storage().incoming_parts.glob(f"*{SUFFIX}"):
-        pending = select(File.id).where(File.id == UUID(path.stem), File.status == FileStatus.PENDING)
-        with suppress(FileNotFoundError):  # the upload has just ended
-            if datetime.fromtimestamp(path.stat().st_mtime, UTC) < before and db.session.scalar(pending) is None:
+        with disk_errors(), suppress(FileNotFoundError):  # the upload has just ended
+            if datetime.fromtimestamp(path.stat().st_mtime, UTC) < before and not _is_living(path.stem, before):
                 count += 1
                 if not dry_run:
                     path.unlink()
     return count
+
+
+def _is_living(part: str, before: datetime) -> bool:
+    """Tell whether this is the name of a part that is being received; what has another kind of name is a stranger's."""
+    try:
+        file_id = UUID(part)
+    except ValueError:
+        return True
+    living = select(File.id).where(File.id == file_id, File.status == FileStatus.PENDING, File.updated_at >= before)
+    return db.session.scalar(living) is not None
 
 
 def _finish_deletions(before: datetime, *, dry_run: bool) -> int:
