@@ -384,8 +384,10 @@ def test_an_account_without_files_can_be_erased(in_app, as_user, user, files_roo
 
 
 def test_of_an_erased_account_hundreds_of_files_are_removed(session, user, files_root, run_jobs):
-    for _ in range(101):  # one more than are removed at once
-        upload(user)
+    for _ in range(101):  # one more than are looked for at once
+        uploads.begin(describe(), owner_id=user.id, size=1)
+    with transaction():
+        db.session.execute(update(File).values(status=FileStatus.MISSING, reserved=0))
     users.erase_user(user.id, actor_id=None)
     assert run_jobs() == 1
     check_nothing_stored(files_root)
