@@ -200,7 +200,9 @@ def publish(file: File, checked: Checked, *, ready_at: datetime) -> File:
     """
     reserved = file.reserved  # the row that comes back is the same object
     pending = update(File).where(File.id == file.id, File.status == FileStatus.PENDING)
-    statement = pending.values(status=FileStatus.READY, reserved=0, ready_at=ready_at, **asdict(checked))
+    statement = pending.values(
+        status=FileStatus.READY, reserved=0, ready_at=ready_at, version=File.version + 1, **asdict(checked)
+    )
     with transaction():
         ready: File | None = db.session.scalar(statement.returning(File), execution_options={"populate_existing": True})
         if ready is not None and ready.owner_id is not None:
