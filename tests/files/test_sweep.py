@@ -1,4 +1,4 @@
-"""The sweep clears away all that crashes leave, and nothing that lives; verifying finds what is not as it was stored."""
+"""Sweeping clears away all that crashes leave, and nothing that lives; verifying finds bytes that are others."""
 
 import os
 from collections.abc import Callable, Iterator
