@@ -108,7 +108,8 @@ class Pattern(validate.Regexp):
 
 
 def _filename(**options: Any) -> String:
-    return String(metadata={"example": "holiday.jpg"}, validate=Length(max=10_000), **options)
+    # Of any length: names are cleaned, never refused, and the size of a request is bounded anyway.
+    return String(metadata={"example": "holiday.jpg"}, **options)
 
 
 def _purpose(**options: Any) -> String:
