@@ -23,7 +23,7 @@ COMPLETE = f"{FILES}/01234567-89ab-7cde-8f01-23456789abcd/complete"
 def kept(in_app):
     """What is kept of uploads: rows, and objects or parts on the disk."""
 
-    def look() -> tuple[int, set[str]]:
+    def look() -> tuple[int | None, set[str]]:
         return db.session.scalar(select(func.count()).select_from(File)), on_disk()
 
     return lambda: in_app(look)
