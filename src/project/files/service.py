@@ -4,10 +4,10 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, delete, or_, select, update
+from sqlalchemy import ColumnElement, delete, or_, select, union_all, update
 
 from project import audit
-from project.database import db, transaction
+from project.database import db, give_back, transaction
 from project.errors import Conflict, Forbidden, NotFound, PreconditionFailed
 from project.etags import Expected, check, matches
 from project.files import direct, quota
@@ -197,6 +197,7 @@ def purge(*, file_id: str) -> None:
     if file is None:
         return
     variants = db.session.scalars(select(FileVariant.storage_key).where(FileVariant.file_id == file.id)).all()
+    give_back()
     for key in (*variants, file.storage_key):
         storage().delete(key)
     with transaction():
@@ -222,12 +223,15 @@ def delete_object(*, key: str) -> None:
 @on_erase
 def forget_files(user_id: UUID) -> None:
     """Delete the files of an erased account and stop its uploads; the bytes go in jobs."""
-    incoming = select(DirectUpload.incoming_key).join(File, File.id == DirectUpload.file_id)
-    for key in db.session.scalars(incoming.where(File.owner_id == user_id)).all():
+    pending = (File.owner_id == user_id, File.status == FileStatus.PENDING)
+    incoming = select(DirectUpload.incoming_key).join(File, File.id == DirectUpload.file_id).where(*pending)
+    # What died while it was stored has its bytes under the file's own key.
+    stored = select(File.storage_key).where(*pending)
+    for key in db.session.scalars(union_all(incoming, stored)).all():
         defer(delete_object, key=key)
-    db.session.execute(delete(File).where(File.owner_id == user_id, File.status == FileStatus.PENDING))
-    stored = update(File).where(File.owner_id == user_id)
+    db.session.execute(delete(File).where(*pending))
+    others = update(File).where(File.owner_id == user_id)
     anonymous: dict[str, Any] = {"owner_id": None, "filename": "file", "labels": {}, "purpose": None}
-    db.session.execute(stored.values(status=FileStatus.DELETING, version=File.version + 1, **anonymous))
+    db.session.execute(others.values(status=FileStatus.DELETING, version=File.version + 1, **anonymous))
     quota.forget(user_id)
     defer(purge_deleted)

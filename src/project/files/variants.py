@@ -24,12 +24,12 @@ def get_thumbnail(file: File, *, size: int, kind: str) -> FileVariant:
         raise NotAnImage()
     spec = f"{size}-{kind}"
     found = _find(file.id, spec)
+    give_back()
     if found is not None:
         if storage().find(found.storage_key) is not None:
             return found
         with transaction():
             db.session.execute(delete(FileVariant).where(FileVariant.id == found.id))
-    give_back()
     with storage().open(file.storage_key) as original:
         picture = thumbnails.render(original, size=size, format=kind)
     return _keep(FileVariant(file_id=file.id, spec=spec, storage_key=new_key(), content_type=f"image/{kind}"), picture)
