@@ -17,7 +17,7 @@ from project.files.models import DirectUpload, File, FileStatus, FileVariant, Sh
 from project.files.quota import Usage
 from project.files.s3 import S3Storage
 from project.files.service import NotReady
-from project.files.storage import storage
+from project.files.storage import LocalStorage, storage
 from project.pagination import PageRequest
 from project.security import Role
 from project.users import service as users
@@ -113,6 +113,23 @@ def test_its_thumbnails_and_links_go_too(session, user, files_root, run_jobs):
     run_jobs()
     assert (count(FileVariant), count(ShareLink), len(on_disk(files_root))) == (2, 1, 3)
     check_books(files_root)
+
+
+def test_a_thumbnail_that_is_made_while_its_file_is_removed_is_not_kept(app, session, user, files_root, replace_storage):
+    file = upload(user, picture("PNG"))
+    made: list[Any] = []
+
+    class Slow(LocalStorage):
+        def delete(self, key: str) -> None:
+            if key == file.storage_key and not made:
+                made.extend(at_once(app, [lambda: variants.get_thumbnail(file, size=64, kind="webp")]))
+            super().delete(key)
+
+    replace_storage(Slow)
+    delete(file, user)
+    service.purge(file_id=str(file.id))
+    assert isinstance(made[0], NotFound)
+    check_nothing_stored(files_root)
 
 
 def test_a_download_that_has_begun_goes_on(session, user, files_root, run_jobs):

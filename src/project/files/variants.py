@@ -8,7 +8,7 @@ from sqlalchemy.exc import IntegrityError
 from project.database import db, give_back, transaction, utcnow
 from project.errors import NotFound
 from project.files import thumbnails
-from project.files.models import File, FileVariant
+from project.files.models import File, FileStatus, FileVariant
 from project.files.storage import new_key, storage
 from project.files.thumbnails import NotAnImage
 from project.files.uploads import new_part
@@ -18,7 +18,7 @@ def get_thumbnail(file: File, *, size: int, kind: str) -> FileVariant:
     """Return the thumbnail of a file whose longest side has at most `size` pixels; `kind` is webp or jpeg.
 
     Raises:
-        NotAnImage, ImageTooLarge, ObjectMissing, Unavailable.
+        NotAnImage, ImageTooLarge, ObjectMissing, Unavailable. NotFound: it was deleted meanwhile.
     """
     if file.content_type not in thumbnails.PICTURES:
         raise NotAnImage()
@@ -52,12 +52,16 @@ def _keep(variant: FileVariant, picture: bytes) -> FileVariant:
         part.discard()
     try:
         with transaction():
+            # A purge lists what it removes after the file was marked as deleted; nothing may be added from then on.
+            ready = select(File.id).where(File.id == variant.file_id, File.status == FileStatus.READY)
+            if db.session.scalar(ready.with_for_update(read=True)) is None:
+                raise NotFound("There is no such file.")
             db.session.add(variant)
-    except IntegrityError:
+    except (IntegrityError, NotFound):
         storage().delete(variant.storage_key)
         winner = _find(variant.file_id, variant.spec)
         if winner is None:
-            raise NotFound("There is no such file.") from None  # it was deleted meanwhile
+            raise NotFound("There is no such file.") from None
         return winner
     return variant
 
