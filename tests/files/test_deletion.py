@@ -115,7 +115,9 @@ def test_its_thumbnails_and_links_go_too(session, user, files_root, run_jobs):
     check_books(files_root)
 
 
-def test_a_thumbnail_that_is_made_while_its_file_is_removed_is_not_kept(app, session, user, files_root, replace_storage):
+def test_a_thumbnail_that_is_made_while_its_file_is_removed_is_not_kept(
+    app, session, user, files_root, replace_storage
+):
     file = upload(user, picture("PNG"))
     made: list[Any] = []
 

@@ -51,12 +51,7 @@ def _keep(variant: FileVariant, picture: bytes) -> FileVariant:
     finally:
         part.discard()
     try:
-        with transaction():
-            # A purge lists what it removes after the file was marked as deleted; nothing may be added from then on.
-            ready = select(File.id).where(File.id == variant.file_id, File.status == FileStatus.READY)
-            if db.session.scalar(ready.with_for_update(read=True)) is None:
-                raise NotFound("There is no such file.")
-            db.session.add(variant)
+        _add(variant)
     except (IntegrityError, NotFound):
         storage().delete(variant.storage_key)
         winner = _find(variant.file_id, variant.spec)
@@ -64,6 +59,15 @@ def _keep(variant: FileVariant, picture: bytes) -> FileVariant:
             raise NotFound("There is no such file.") from None
         return winner
     return variant
+
+
+def _add(variant: FileVariant) -> None:
+    ready = select(File.id).where(File.id == variant.file_id, File.status == FileStatus.READY)
+    with transaction():
+        # A purge lists what it removes after the file was marked as deleted; nothing may be added from then on.
+        if db.session.scalar(ready.with_for_update(read=True)) is None:
+            raise NotFound("There is no such file.")
+        db.session.add(variant)
 
 
 def _find(file_id: UUID, spec: str) -> FileVariant | None:
