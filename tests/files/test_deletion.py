@@ -6,7 +6,7 @@ from typing import Any, BinaryIO
 from uuid import uuid4
 
 import pytest
-from sqlalchemy import func, select, text, update
+from sqlalchemy import event, func, select, text, update
 from sqlalchemy.exc import OperationalError
 
 from project.audit import AuditEvent
@@ -266,6 +266,33 @@ def test_a_direct_upload_that_is_being_completed_is_not_ended(session, user, buc
     with pytest.raises(NotReady):
         delete(file, user)
     assert (status_of(file.id), in_bucket()) == (FileStatus.PENDING, {incoming})
+
+
+def test_a_direct_upload_that_is_completed_meanwhile_is_deleted_all_the_same(app, session, user, bucket, run_jobs):
+    file, _ = begin_direct(user)
+    completed: list[Any] = []
+
+    def complete(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        if statement.startswith("SELECT direct_uploads.incoming_key") and not completed:
+            completed.extend(at_once(app, [lambda: direct.complete(file.id, owner_id=user.id)]))
+
+    event.listen(db.engine, "after_cursor_execute", complete)
+    try:
+        delete(file, user)
+    finally:
+        event.remove(db.engine, "after_cursor_execute", complete)
+    assert completed[0].id == file.id
+    assert status_of(file.id) is FileStatus.DELETING
+    run_jobs()
+    assert in_bucket() == set()
+
+
+def test_ending_anothers_direct_upload_is_written_down(session, user, bucket):
+    admin = make_user(role=Role.ADMIN)
+    file, _ = begin_direct(user)
+    delete(file, admin)
+    [written] = db.session.scalars(select(AuditEvent).where(AuditEvent.action == "file_deleted")).all()
+    assert (written.actor_id, written.target_id) == (admin.id, file.id)
 
 
 # --- Removing the bytes ----------------------------------------------------------------------------------------------

@@ -131,10 +131,12 @@ def find_open(file_id: UUID) -> str | None:
     return db.session.scalar(select(DirectUpload.incoming_key).where(DirectUpload.file_id == file_id, _is_open()))
 
 
-def abort(file: File, incoming_key: str) -> None:
-    """End a direct upload: the row with what it reserved, and the bytes if there are any."""
-    if uploads.abandon(file):
+def abort(file: File, incoming_key: str) -> bool:
+    """End a direct upload, its row with what that reserved and its bytes; tell whether it was still pending."""
+    was_pending = uploads.abandon(file)
+    if was_pending:
         storage().delete(incoming_key)
+    return was_pending
 
 
 def _storage() -> DirectStorage:

@@ -168,8 +168,9 @@ def delete_file(file_id: UUID, *, caller: Principal, expected: Expected = None) 
         raise Forbidden()
     if file.status is FileStatus.PENDING:
         check(file, expected)
-        _abort(file)
-        return
+        if _abort(file, caller):
+            return
+        # Completed in between: it is deleted like any other.
     stored = File.status.in_([FileStatus.READY, FileStatus.MISSING])
     change = update(File).where(File.id == file_id, stored, matches(File, expected))
     with transaction():
@@ -177,16 +178,25 @@ def delete_file(file_id: UUID, *, caller: Principal, expected: Expected = None) 
         if db.session.scalar(statement) is None:
             get_file(file_id, reader=caller)
             raise PreconditionFailed()
-        if file.owner_id != caller.id:
-            audit.record("file_deleted", actor_id=caller.id, target_type="file", target_id=file_id)
+        _record_deletion(file, caller)
         defer(purge, file_id=file_id)
 
 
-def _abort(file: File) -> None:
+def _abort(file: File, caller: Principal) -> bool:
+    """End a direct upload; tell whether it was still one."""
     incoming_key = direct.find_open(file.id)
     if incoming_key is None:
         raise NotReady("The file is being uploaded; delete it when it is ready.")
-    direct.abort(file, incoming_key)
+    if not direct.abort(file, incoming_key):
+        return False
+    with transaction():
+        _record_deletion(file, caller)
+    return True
+
+
+def _record_deletion(file: File, caller: Principal) -> None:
+    if file.owner_id != caller.id:
+        audit.record("file_deleted", actor_id=caller.id, target_type="file", target_id=file.id)
 
 
 @task
