@@ -1,6 +1,7 @@
 """What the tests of files in a bucket share: the bucket seen from outside, its clients, and what happens meanwhile."""
 
 import hashlib
+import os
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -72,10 +73,26 @@ class Bucket:
 
 
 @cache
+def _client(endpoint: str) -> Any:
+    # Making one takes longer than most tests.
+    key, secret = credentials().values()
+    return Session(key, secret).client("s3", endpoint_url=endpoint, region_name="us-east-1")
+
+
+def credentials() -> dict[str, str]:
+    """The credentials of the S3, as a process finds them in its environment."""
+    return {name: os.environ.get(name, "testing") for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
+
+
+def new_bucket(endpoint: str) -> Bucket:
+    """Make a bucket."""
+    return Bucket(make_bucket(endpoint, f"test-{uuid4()}"), _client(endpoint))
+
+
+@cache
 def the_bucket(endpoint: str) -> Bucket:
-    """Make the bucket of this test process. Tests share it, since a client of another one takes long to make."""
-    client = Session().client("s3", endpoint_url=endpoint, region_name="us-east-1")
-    return Bucket(make_bucket(endpoint, f"test-{uuid4()}"), client)
+    """The bucket that the tests of this process share, because the application makes a client for each."""
+    return new_bucket(endpoint)
 
 
 class Watched:
