@@ -1,24 +1,33 @@
 """Thumbnails: made when first asked for, kept beside the file, and made again when their bytes are lost."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import BoundedSemaphore
 from uuid import UUID
 
 from sqlalchemy import delete, select
 from sqlalchemy.exc import IntegrityError
 
 from project.database import db, give_back, transaction, utcnow
-from project.errors import NotFound
+from project.errors import NotFound, Unavailable
 from project.files import thumbnails
 from project.files.models import File, FileStatus, FileVariant
 from project.files.storage import new_key, storage
 from project.files.thumbnails import NotAnImage
 from project.files.uploads import new_part
 
+# Thumbnails in the making are made one by one, each by a thread of the server. Were there no limit, a few hundred
+# requests for thumbnails would have all threads, and nothing else would be answered until the last is made.
+MAX_WAITING = 64
+_places = BoundedSemaphore(MAX_WAITING)
+
 
 def get_thumbnail(file: File, *, size: int, kind: str) -> FileVariant:
     """Return the thumbnail of a file whose longest side has at most `size` pixels; `kind` is webp or jpeg.
 
     Raises:
-        NotAnImage, ImageTooLarge, ObjectMissing, Unavailable. NotFound: it was deleted meanwhile.
+        NotAnImage, ImageTooLarge, ObjectMissing. NotFound: it was deleted meanwhile.
+        Unavailable: also when too many thumbnails are in the making.
     """
     if file.content_type not in thumbnails.PICTURES:
         raise NotAnImage()
@@ -30,9 +39,19 @@ def get_thumbnail(file: File, *, size: int, kind: str) -> FileVariant:
             return found
         with transaction():
             db.session.execute(delete(FileVariant).where(FileVariant.id == found.id))
-    with storage().open(file.storage_key) as original:
+    with _place(), storage().open(file.storage_key) as original:
         picture = thumbnails.render(original, size=size, format=kind)
     return _keep(FileVariant(file_id=file.id, spec=spec, storage_key=new_key(), content_type=f"image/{kind}"), picture)
+
+
+@contextmanager
+def _place() -> Iterator[None]:
+    if not _places.acquire(blocking=False):
+        raise Unavailable("Too many thumbnails are being made right now.")
+    try:
+        yield
+    finally:
+        _places.release()
 
 
 def _keep(variant: FileVariant, picture: bytes) -> FileVariant:
