@@ -166,6 +166,7 @@ def test_nothing_to_change_changes_nothing(client, ann, path, headers):
         ({"filename": "a\r\nX-Evil: 1"}, {"filename": "aX-Evil: 1"}),
         ({"filename": "é" * 200 + ".png"}, {"filename": "é" * 125 + ".png"}),
         ({"filename": ""}, {"filename": "file"}),
+        ({"filename": "a\0b"}, {"filename": "ab"}),
     ],
     ids=lambda value: ascii(value)[:40],
 )

@@ -297,6 +297,7 @@ NAMES = [
     (".htaccess", ".htaccess"),
     ("NUL", "NUL"),
     ("a\x7fb\x01.txt", "ab.txt"),
+    ("evil.html\0.png", "evil.html.png"),
     ("gpj.\u202eexe", "gpj.exe"),
     ("a\u200bb\u2028c.txt", "abc.txt"),
     ("e\u0301.txt", "é.txt"),

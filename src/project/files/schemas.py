@@ -107,9 +107,9 @@ class Pattern(validate.Regexp):
         return Message(super()._format_error(value), FORMAT)
 
 
-def _filename(**options: Any) -> String:
-    # Of any length: names are cleaned, never refused, and the size of a request is bounded anyway.
-    return String(metadata={"example": "holiday.jpg"}, **options)
+def _filename(**options: Any) -> fields.String:
+    # Of any characters and length: names are cleaned, never refused, and the size of a request is bounded anyway.
+    return fields.String(metadata={"example": "holiday.jpg"}, **options)
 
 
 def _purpose(**options: Any) -> String:
