@@ -151,6 +151,20 @@ def test_a_length_that_cannot_fit_is_refused_before_anything_is_read(client, cal
     in_app(check_nothing_stored, files_root)
 
 
+def test_a_form_is_not_read_for_ever_whatever_is_around_its_file(client, caller, in_app, files_root, set_files):
+    set_files(max_size=1000)
+    options = form(a_file())
+    whole, around = options.pop("data"), bytes(2 * FRAMING)
+    for sent in (around + b"\r\n" + whole, whole + around):
+        body = Watched(sent)
+        headers = {**caller, "Transfer-Encoding": "chunked"}
+        options["environ_overrides"] = {"wsgi.input_terminated": True}
+        response = client.post(FILES, input_stream=body, headers=headers, **options)
+        assert body.tell() < len(sent)
+        assert code(response) == (413, "file_too_large")
+    in_app(check_nothing_stored, files_root)
+
+
 def test_a_form_that_breaks_off_anywhere_leaves_nothing(client, caller, in_app, files_root):
     options = form(a_file())
     whole = options.pop("data").removesuffix(b"\r\n")

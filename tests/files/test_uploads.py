@@ -21,7 +21,7 @@ from project.files.parts import SUFFIX
 from project.files.quota import QuotaExceeded, Usage
 from project.files.storage import PARTS, LocalStorage
 from project.files.sweep import OLDER_THAN, sweep
-from project.files.uploads import FileTooLarge, TypeNotAllowed
+from project.files.uploads import Checked, FileTooLarge, TypeNotAllowed
 from project.security import SessionRevoked
 from project.users import service as users
 from project.users.models import User
@@ -459,6 +459,15 @@ def test_a_file_that_became_ready_while_it_was_taken_for_dead_stays(app, user, f
     file = upload(user, blocks=meanwhile(app, lambda: found.extend(db.session.scalars(select(File)))))
     assert [uploads.abandon(dead) for dead in found] == [False]
     assert (status_of(file.id), content_of(file)) == (FileStatus.READY, CONTENT)
+    check_books(files_root)
+
+
+def test_a_file_becomes_ready_once(user, files_root):
+    file = upload(user)
+    again = Checked(2 * file.size, OTHER_SHA256, "image/png", 1, 1)
+    with pytest.raises(Unavailable):
+        uploads.publish(file, again, ready_at=utcnow())
+    assert (file.size, file.sha256, content_of(file)) == (len(CONTENT), SHA256, CONTENT)
     check_books(files_root)
 
 
