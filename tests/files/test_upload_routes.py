@@ -283,6 +283,13 @@ def test_compressed_bodies_are_not_accepted(client, as_user, path, encoding):
     assert code(response) == (415, "unsupported_media_type")
 
 
+@pytest.mark.parametrize("path", [FILES, RAW])
+@pytest.mark.parametrize("coding", ["gzip, chunked", "Deflate, Chunked", "gzip"])
+def test_bodies_that_were_compressed_for_the_transfer_are_not_accepted(client, as_user, path, coding):
+    response = client.post(path, headers={**as_user(), "Transfer-Encoding": coding}, **form(a_file()))
+    assert code(response) == (415, "unsupported_media_type")
+
+
 # --- names ------------------------------------------------------------------------------------------------------------
 
 NAMES = [

@@ -160,7 +160,10 @@ def discard_parts(_error: BaseException | None = None) -> None:
 
 
 def _refuse_encoded(req: Request) -> None:
-    if req.headers.get("Content-Encoding", "identity").lower() != "identity":
+    is_plain = req.headers.get("Content-Encoding", "identity").lower() == "identity"
+    # Servers take chunks apart, and hand on what else was done for the transfer (RFC 9112 §7) as it came.
+    is_whole = req.headers.get("Transfer-Encoding", "chunked").lower() == "chunked"
+    if not (is_plain and is_whole):
         raise UnsupportedMediaType("Compressed bodies are not accepted.")
 
 
