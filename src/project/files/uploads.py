@@ -29,7 +29,7 @@ from project.files.models import File, FileStatus, UploadMethod, Visibility
 from project.files.names import clean_filename
 from project.files.parts import Part
 from project.files.storage import disk_errors, new_key, storage
-from project.files.thumbnails import PICTURES, dimensions
+from project.files.thumbnails import dimensions
 from project.idempotency_keys import attach
 from project.users import service as users
 
@@ -187,8 +187,7 @@ def check(description: Description, content: BinaryIO, *, size: int, sha256: str
     if not is_allowed(content_type, settings.files.allowed_types):
         raise TypeNotAllowed(f"The file is {content_type}, which is not accepted here.")
     content.seek(0)
-    found = dimensions(content, content_type) if content_type in PICTURES else None
-    width, height = found or (None, None)
+    width, height = dimensions(content, content_type) or (None, None)
     return Checked(size, sha256, content_type, width, height)
 
 
