@@ -86,6 +86,14 @@ def test_no_connection_is_held_while_a_body_is_read(send, headers):
     assert all(response.seen)
 
 
+def test_what_there_is_no_room_for_is_not_read_to_its_end(set_files, send):
+    set_files(quota=1000)
+    response = send(bytes(500_000))
+    assert code(response) == (413, "quota_exceeded")
+    # A parser asks for 64 KiB at once.
+    assert len(response.seen) < 100
+
+
 def test_an_empty_file_leaves_nothing(in_app, files_root, send):
     assert errors(send(b"")) == {"/file": "empty_file"}
     in_app(check_nothing_stored, files_root)

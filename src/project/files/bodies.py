@@ -3,7 +3,7 @@
 import base64
 import re
 from collections.abc import Callable, Iterator
-from functools import wraps
+from functools import partial, wraps
 from typing import IO, TYPE_CHECKING, Any, cast
 
 from flask import Request, g, request
@@ -137,9 +137,9 @@ def load_form(req: Request, _schema: object) -> dict[str, Any]:
         raise UnsupportedMediaType("Send `Content-Type: multipart/form-data`.")
     if not req.mimetype_params.get("boundary", "").isascii() or not req.mimetype_params.get("boundary"):
         raise BadRequest("The Content-Type of the form has no boundary.")
-    _refuse_hopeless(req.content_length)
+    room = _room_for(req.content_length)
     give_back()
-    new_part = cast("TStreamFactory", _new_part)
+    new_part = cast("TStreamFactory", partial(_new_part, room))
     body = cast("IO[bytes]", _Bounded(req))
     parser = FormDataParser(new_part, MAX_FORM_MEMORY, silent=False, max_form_parts=MAX_FORM_PARTS)
     try:
@@ -167,16 +167,18 @@ def _refuse_encoded(req: Request) -> None:
         raise UnsupportedMediaType("Compressed bodies are not accepted.")
 
 
-def _refuse_hopeless(length: int | None) -> None:
-    """Refuse a form that says itself that its file cannot fit."""
+def _room_for(length: int | None) -> int:
+    """Return how much the account may still store; refuse a form that says itself that its file cannot fit."""
     least = (length or 0) - FRAMING
     uploads.check_size(least)
-    if least > quota.usage(principal().id).available:
+    room = quota.usage(principal().id).available
+    if least > room:
         raise quota.QuotaExceeded()
+    return room
 
 
-def _new_part(**_kwargs: Any) -> Part:
-    part = uploads.new_part()
+def _new_part(room: int, **_kwargs: Any) -> Part:
+    part = uploads.new_part(room=room)
     g.setdefault("parts", []).append(part)
     return part
 

@@ -98,11 +98,11 @@ def check_size(size: int) -> None:
         raise FileTooLarge()
 
 
-def new_part(file_id: UUID | None = None, *, reserved: int | None = None) -> Part:
-    """Make a part that refuses what is over FILES_MAX_SIZE, or over what was reserved of a smaller quota."""
+def new_part(file_id: UUID | None = None, *, room: int | None = None) -> Part:
+    """Make a part that refuses what is over FILES_MAX_SIZE, or over the room that there is if that is less."""
     limit = settings.files.max_size
-    if reserved is not None and reserved < limit:
-        return Part(file_id or uuid7(), limit=reserved, refusal=quota.QuotaExceeded())
+    if room is not None and room < limit:
+        return Part(file_id or uuid7(), limit=room, refusal=quota.QuotaExceeded())
     return Part(file_id or uuid7(), limit=limit, refusal=FileTooLarge())
 
 
@@ -123,7 +123,7 @@ def upload_raw(description: Description, blocks: Iterable[bytes], *, owner_id: U
     room = length or max(1, min(settings.files.max_size, quota.usage(owner_id).available))
     file = begin(description, owner_id=owner_id, size=room)
     with _undone_on_error(file):
-        part = new_part(file.id, reserved=room)
+        part = new_part(file.id, room=room)
         try:
             _receive(part, blocks, file)
             if length is not None and part.size != length:
