@@ -1,11 +1,13 @@
 """Refusals that come before an upload is read: the client sees them, and its connection stays usable."""
 
 from collections.abc import Iterator
+from contextlib import closing
+from http.client import HTTPConnection
 from typing import Any
 
 import pytest
 import requests
-from requests.adapters import HTTPAdapter
+from requests import PreparedRequest
 
 from tests.files.server.conftest import Make
 from tests.files.server.site import SECONDS, Site
@@ -13,6 +15,13 @@ from tests.servers import AppServer
 
 MAX_SIZE = 1024 * 1024
 BLOCK = bytes(64 * 1024)
+REFUSED = {
+    "one byte too large": (MAX_SIZE + 1, True, (413, "file_too_large")),
+    "20 times too large": (20 * MAX_SIZE, True, (413, "file_too_large")),
+    "20 MiB without a token": (20 * MAX_SIZE, False, (401, "token_required")),
+}
+every_way = pytest.mark.parametrize("way", ["form", "raw", "stream"])
+every_refusal = pytest.mark.parametrize(("size", "signed_in", "refusal"), REFUSED.values(), ids=list(REFUSED))
 
 
 @pytest.fixture(scope="module")
@@ -29,62 +38,47 @@ def server(site: Site) -> Iterator[AppServer]:
         yield server
 
 
-class Client(requests.Session):
-    """A client that keeps its one connection."""
-
-    def __init__(self, server: AppServer) -> None:
-        super().__init__()
-        self.trust_env = False
-        self._url = server.url
-        self._adapter = HTTPAdapter()
-        self.mount(server.url, self._adapter)
-
-    def upload(self, way: str, size: int) -> requests.Response:
-        """Upload so many bytes."""
-        raw = {"url": f"{self._url}/v1/files/raw?filename=a.bin", "headers": {"Content-Type": "a/b"}}
-        ways: dict[str, dict[str, Any]] = {
-            "form": {"url": f"{self._url}/v1/files", "files": {"file": ("a.bin", bytes(size))}},
-            "raw": {**raw, "data": bytes(size)},
-            "stream": {**raw, "data": in_blocks(size)},
-        }
-        return self.post(timeout=SECONDS, **ways[way])
-
-    def connections(self) -> int:
-        """How many connections there have been."""
-        pools = self._adapter.poolmanager.pools
-        keys = pools.keys()  # the pools themselves refuse to be iterated over
-        return sum(pools[key].num_connections for key in keys)
-
-    def me(self) -> requests.Response:
-        """GET /v1/users/me."""
-        return self.get(f"{self._url}/v1/users/me", timeout=SECONDS)
-
-
 def in_blocks(size: int) -> Iterator[bytes]:
-    """So many bytes, which requests sends in chunks."""
+    """So many bytes, which clients send in chunks."""
     while size > 0:
         yield BLOCK[:size]
         size -= len(BLOCK)
 
 
-@pytest.mark.parametrize("way", ["form", "raw", "stream"])
-@pytest.mark.parametrize("size", [MAX_SIZE + 1, 20 * MAX_SIZE], ids=["by one byte", "twenty times"])
-def test_an_upload_that_is_too_large_is_told_so_and_the_connection_stays(
-    site: Site, server: AppServer, way: str, size: int
+def prepare(server: AppServer, caller: dict[str, str], way: str, size: int) -> PreparedRequest:
+    """An upload of so many bytes."""
+    url = f"{server.url}/v1/files"
+    if way == "form":
+        return requests.Request("POST", url, caller, files={"file": ("a.bin", bytes(size))}).prepare()
+    data = bytes(size) if way == "raw" else in_blocks(size)
+    return requests.Request("POST", f"{url}/raw?filename=a.bin", {**caller, "Content-Type": "a/b"}, data=data).prepare()
+
+
+@every_way
+@every_refusal
+def test_a_client_is_told_why_its_upload_is_refused(
+    site: Site, server: AppServer, way: str, size: int, signed_in: bool, refusal: tuple[int, str]
 ) -> None:
-    with Client(server) as client:
-        client.headers.update(site.sign_up())
-        response = client.upload(way, size)
-        assert (response.status_code, response.json()["code"]) == (413, "file_too_large")
-        assert client.me().status_code == 200
-        assert client.upload(way, 1000).status_code == 201
-        assert client.connections() == 1
+    with requests.Session() as client:
+        upload = prepare(server, site.sign_up() if signed_in else {}, way, size)
+        response = client.send(upload, timeout=SECONDS)
+    assert (response.status_code, response.json()["code"]) == refusal
 
 
-@pytest.mark.parametrize("way", ["form", "raw", "stream"])
-def test_an_upload_of_20_mib_without_a_token_is_told_so_and_the_connection_stays(server: AppServer, way: str) -> None:
-    with Client(server) as client:
-        response = client.upload(way, 20 * MAX_SIZE)
-        assert (response.status_code, response.json()["code"]) == (401, "token_required")
-        assert client.me().status_code == 401
-        assert client.connections() == 1
+@every_way
+@every_refusal
+def test_the_connection_of_a_refused_upload_stays_usable(
+    site: Site, server: AppServer, way: str, size: int, signed_in: bool, refusal: tuple[int, str]
+) -> None:
+    upload = prepare(server, site.sign_up() if signed_in else {}, way, size)
+    with closing(HTTPConnection("127.0.0.1", server.port, timeout=SECONDS)) as connection:
+        connection.connect()
+        connection.auto_open = 0  # from here on it must not open another one
+        for _ in range(2):
+            body: Any = upload.body if isinstance(upload.body, bytes) else in_blocks(size)
+            connection.request("POST", upload.path_url, body, dict(upload.headers), encode_chunked=True)
+            response = connection.getresponse()
+            response.read()
+            assert response.status == refusal[0]
+        connection.request("GET", "/healthz")
+        assert connection.getresponse().status == 200
