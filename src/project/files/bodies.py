@@ -126,7 +126,7 @@ def load_form(req: Request, _schema: object) -> dict[str, Any]:
     """Read a form with a file: its fields by name, the file as a FormFile whose bytes are on disk.
 
     Raises:
-        UnsupportedMediaType, FileTooLarge, QuotaExceeded: nothing was read.
+        UnsupportedMediaType. FileTooLarge, QuotaExceeded: before anything is read, or as soon as a body in chunks tells.
         BadRequest: there is no boundary, or a part has a name that is not UTF-8 (RFC 7578 §5.1).
         IncompleteBody: the form ends before its last boundary, or is malformed.
         PayloadTooLarge: it has too many parts, or a field that is too long.
@@ -139,7 +139,8 @@ def load_form(req: Request, _schema: object) -> dict[str, Any]:
         raise BadRequest("The Content-Type of the form has no boundary.")
     room = _room_for(req.content_length)
     give_back()
-    new_part = cast("TStreamFactory", partial(_new_part, room))
+    # With a Content-Length the file cannot be larger than this; without one it is cut there.
+    new_part = cast("TStreamFactory", partial(_new_part, room + FRAMING))
     body = cast("IO[bytes]", _Bounded(req))
     parser = FormDataParser(new_part, MAX_FORM_MEMORY, silent=False, max_form_parts=MAX_FORM_PARTS)
     try:
