@@ -126,7 +126,8 @@ def load_form(req: Request, _schema: object) -> dict[str, Any]:
     """Read a form with a file: its fields by name, the file as a FormFile whose bytes are on disk.
 
     Raises:
-        UnsupportedMediaType. FileTooLarge, QuotaExceeded: before anything is read, or as soon as a body in chunks tells.
+        UnsupportedMediaType.
+        FileTooLarge, QuotaExceeded: before anything is read, or as soon as a body in chunks shows it.
         BadRequest: there is no boundary, or a part has a name that is not UTF-8 (RFC 7578 §5.1).
         IncompleteBody: the form ends before its last boundary, or is malformed.
         PayloadTooLarge: it has too many parts, or a field that is too long.
