@@ -283,6 +283,32 @@ def test_a_file_without_bytes_is_marked_and_still_counts(user, files_root, caplo
     check_books(files_root)
 
 
+def test_a_file_whose_bytes_come_back_is_ready_again(user, files_root):
+    file = upload(user)
+    away = files_root / "away"
+    (files_root / file.storage_key).rename(away)
+    assert sweep() == Swept(missing=1)
+
+    away.rename(files_root / file.storage_key)
+
+    assert problems() == {file.id: "it counts as missing, and its bytes are there"}
+    assert sweep(dry_run=True) == Swept(found=1)
+    assert sweep() == Swept(found=1)
+    assert problems() == {file.id: None}
+    assert sweep() == Swept()
+    check_books(files_root)
+
+
+def test_other_bytes_do_not_bring_a_file_back(user, files_root):
+    file = upload(user)
+    (files_root / file.storage_key).unlink()
+    assert sweep() == Swept(missing=1)
+
+    (files_root / file.storage_key).write_bytes(CONTENT[1:])
+
+    assert sweep() == Swept()
+
+
 def test_a_lost_file_is_410_and_no_other(client, in_app, as_user, files_root):
     caller = as_user()
     lost, kept = in_app(upload, caller.user), in_app(upload, caller.user)

@@ -33,8 +33,11 @@ MAX_FORM_PARTS = 20
 # Of one field, and of what the parser holds while it looks for a boundary.
 MAX_FORM_MEMORY = 256 * 1024
 
+# What the parser puts in place of bytes that are not UTF-8.
+UNDECODABLE = "\ufffd"
+
 # A member of a dictionary of byte sequences (RFC 8941 §3.2, §3.3.5), as in `sha-256=:…:`.
-_DIGEST = re.compile(r"[ \t]*([a-z*][a-z0-9_.*-]*)=:([A-Za-z0-9+/]*={0,2}):[ \t]*(?:,|$)")
+_DIGEST = re.compile(r"[ \t]*([a-z*][a-z0-9_.*-]*)=:([A-Za-z0-9+/]*={0,2}):(?:;[^,]*)?[ \t]*(?:,|$)")
 
 
 class InvalidDigest(BadRequest):
@@ -214,5 +217,7 @@ def _fields(pairs: list[tuple[str | None, Any]]) -> dict[str, Any]:
         if (name or "") in found:
             again = {name or "": Message("Send this field once.", REPEATED)}
             raise Invalid(errors=field_errors(again))
+        if isinstance(value, str) and UNDECODABLE in value:
+            raise BadRequest("A field of the form is not UTF-8.")
         found[name or ""] = value
     return found

@@ -228,7 +228,7 @@ FileQuery = page_query(
     purpose=_purpose(),
     content_type=String(
         data_key="type",
-        validate=Pattern(r"^[a-z0-9.+-]+/(\*|[a-z0-9.+-]+)$", error="Send image/png, or image/* for all."),
+        validate=Pattern(r"^[a-z0-9!#$&^_.+-]+/(\*|[a-z0-9!#$&^_.+-]+)$", error="Send image/png, or image/* for all."),
         metadata={"description": "A type, or a group such as `image/*`."},
     ),
     q=String(validate=Length(1, 200), metadata={"description": "Part of a file name."}),

@@ -8,7 +8,7 @@ from sqlalchemy import ColumnElement, delete, or_, select, union_all, update
 
 from project import audit
 from project.database import db, give_back, transaction
-from project.errors import Conflict, Forbidden, NotFound, PreconditionFailed
+from project.errors import Conflict, Forbidden, NotFound, PreconditionFailed, Unavailable
 from project.etags import Expected, check, matches
 from project.files import direct, quota
 from project.files.models import SORTS, DirectUpload, File, FileStatus, FileVariant, Visibility
@@ -218,10 +218,19 @@ def purge(*, file_id: str) -> None:
 
 @task
 def purge_deleted() -> None:
-    """Remove what is left of every deleted file."""
-    while ids := db.session.scalars(select(File.id).where(File.status == FileStatus.DELETING).limit(100)).all():
-        for file_id in ids:
+    """Remove what is left of every deleted file.
+
+    Raises:
+        Unavailable: some could not be removed; the job comes again for them.
+    """
+    failure: Unavailable | None = None
+    for file_id in db.session.scalars(select(File.id).where(File.status == FileStatus.DELETING)).all():
+        try:
             purge(file_id=str(file_id))
+        except Unavailable as error:
+            failure = error
+    if failure is not None:
+        raise failure
 
 
 @task

@@ -39,6 +39,7 @@ class Swept:
     deleted: int = 0
     orphans: int = 0
     missing: int = 0
+    found: int = 0
     recounted: int = 0
 
 
@@ -61,6 +62,7 @@ def sweep(*, older_than: int = OLDER_THAN, dry_run: bool = False) -> Swept:
         deleted=_finish_deletions(before, dry_run=dry_run),
         orphans=_remove_orphans(before, dry_run=dry_run),
         missing=_mark_missing(dry_run=dry_run),
+        found=_mark_found(dry_run=dry_run),
         recounted=recounted,
     )
 
@@ -181,18 +183,37 @@ def _without_row(batch: list[Stored]) -> list[Stored]:
 def _mark_missing(*, dry_run: bool) -> int:
     count = 0
     for file_id in _ids(File.id, File.status == FileStatus.READY):
-        key = db.session.scalar(select(File.storage_key).where(File.id == file_id))
-        if key is None or storage().find(key) is not None:
+        if _has_bytes(file_id):
             continue
         if dry_run:
             count += 1
-            continue
-        lost = update(File).where(File.id == file_id, File.status == FileStatus.READY)
-        with transaction():
-            marked = lost.values(status=FileStatus.MISSING, version=File.version + 1).returning(File.id)
-            count += db.session.scalar(marked) is not None
-        logger.error("file_lost", extra={"file": str(file_id)})
+        elif _mark(file_id, FileStatus.READY, FileStatus.MISSING):
+            count += 1
+            logger.error("file_lost", extra={"file": str(file_id)})
     return count
+
+
+def _mark_found(*, dry_run: bool) -> int:
+    """Take back what was said of files whose bytes were away with a disk, or came back with a backup."""
+    count = 0
+    for file_id in _ids(File.id, File.status == FileStatus.MISSING):
+        if _has_bytes(file_id) and (dry_run or _mark(file_id, FileStatus.MISSING, FileStatus.READY)):
+            count += 1
+    return count
+
+
+def _has_bytes(file_id: UUID) -> bool:
+    file = db.session.get(File, file_id, populate_existing=True)
+    stored = storage().find(file.storage_key) if file else None
+    # One that was deleted meanwhile is no concern of ours.
+    return file is None or (stored is not None and stored.size == file.size)
+
+
+def _mark(file_id: UUID, before: FileStatus, after: FileStatus) -> bool:
+    change = update(File).where(File.id == file_id, File.status == before)
+    with transaction():
+        marked = change.values(status=after, version=File.version + 1).returning(File.id)
+        return db.session.scalar(marked) is not None
 
 
 def _problem(file: File) -> str | None:
@@ -202,7 +223,9 @@ def _problem(file: File) -> str | None:
             found = measure(content)
     except ObjectMissing:
         return "its bytes are missing"
-    return None if found == (file.size, file.sha256) else "its bytes are not those that were stored"
+    if found != (file.size, file.sha256):
+        return "its bytes are not those that were stored"
+    return "it counts as missing, and its bytes are there" if file.status is FileStatus.MISSING else None
 
 
 def _stored() -> Select[UUID]:
