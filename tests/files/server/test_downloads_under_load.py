@@ -23,6 +23,7 @@ PATIENCE = 10
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_200_downloads_whose_readers_pause_leave_the_api_answering_and_all_arrive_whole(site: Site) -> None:
     content = Random(0).randbytes(CONTENT)
     caller = site.sign_up()

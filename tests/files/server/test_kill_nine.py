@@ -1,4 +1,7 @@
-"""kill -9 in the middle of uploads: what was acknowledged holds, and a sweep clears all the rest away."""
+"""kill -9 in the middle of uploads: what was acknowledged holds, and a sweep clears all the rest away.
+
+TEST_KILL_ROUNDS is how often, on each database; a round takes about three seconds.
+"""
 
 import hashlib
 import os
