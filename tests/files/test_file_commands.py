@@ -27,6 +27,7 @@ LINES = {
     "deleted": "deleted files whose bytes were still there",
     "orphans": "objects without a file",
     "missing": "files whose bytes are missing, now marked so",
+    "found": "files whose bytes were missing and are back",
     "recounted": "accounts whose counters were wrong",
 }
 

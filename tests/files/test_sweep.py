@@ -283,6 +283,13 @@ def test_a_file_without_bytes_is_marked_and_still_counts(user, files_root, caplo
     check_books(files_root)
 
 
+def test_a_file_of_which_bytes_are_missing_is_marked_like_one_without(user, files_root):
+    file = upload(user)
+    (files_root / file.storage_key).write_bytes(CONTENT[:-1])
+    assert sweep() == Swept(missing=1)
+    assert status_of(file.id) is FileStatus.MISSING
+
+
 def test_a_file_whose_bytes_come_back_is_ready_again(user, files_root):
     file = upload(user)
     away = files_root / "away"
