@@ -35,6 +35,7 @@ from tests.factories import make_user
 from tests.files.samples import picture
 from tests.files.uploading import (
     CONTENT,
+    at_once,
     check_books,
     check_nothing_stored,
     content_of,
@@ -245,6 +246,29 @@ def test_a_form_that_is_still_received_stays(app, user, files_root):
     assert sweep() == NOTHING
     assert part.path.exists()
     part.discard()
+
+
+@pytest.mark.parametrize("older_than", [OLDER_THAN, 0])
+def test_sweeping_beside_uploads_and_deletions_keeps_the_books(app, in_app, files_root, run_jobs, older_than):
+    user = in_app(make_user)
+
+    def come_and_go() -> None:
+        for _ in range(5):
+            try:
+                file = upload(user)
+            except Unavailable:
+                assert older_than == 0  # it was taken for dead
+            else:
+                service.delete_file(file.id, caller=principal_of(user))
+
+    def clear() -> None:
+        for _ in range(5):
+            swept = sweep(older_than=older_than)
+            assert (swept.missing, swept.recounted) == (0, 0)
+
+    assert at_once(app, [come_and_go] * 5 + [clear]) == [None] * 6
+    run_jobs()
+    in_app(check_nothing_stored, files_root)
 
 
 def test_files_of_others_in_the_storage_stay(user, files_root):

@@ -32,6 +32,7 @@ from tests.files.uploading import (
     CONTENT,
     WAYS,
     Killed,
+    at_once,
     broken,
     broken_commit,
     check_books,
@@ -418,6 +419,17 @@ def test_a_form_of_an_account_that_is_erased_meanwhile_is_refused_without_a_trac
         upload_form(user, blocks=meanwhile(app, lambda: users.erase_user(user.id, actor_id=None)))
     assert db.session.scalars(select(StorageUsage)).all() == []
     check_nothing_stored(files_root)
+
+
+def test_uploads_beside_the_erasure_of_their_account_end_in_one_way_or_another(app, in_app, files_root, run_jobs):
+    user = in_app(make_user)
+    calls = [lambda send=send: send(user) for send in [*WAYS.values()] * 3]
+    *ended, erased = at_once(app, [*calls, lambda: users.erase_user(user.id, actor_id=None)])
+    assert erased is None
+    assert {type(one) for one in ended} <= {File, Unavailable, SessionRevoked}
+    run_jobs()
+    in_app(check_nothing_stored, files_root)
+    assert in_app(lambda: db.session.scalars(select(StorageUsage)).all()) == []
 
 
 def take_for_dead() -> None:
