@@ -11,7 +11,8 @@ OCTET_STREAM = "application/octet-stream"
 
 # RFC 6838 §4.2. Its names are narrower than the tokens of HTTP, which may hold `*`.
 _NAME = r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}"
-_DECLARED = re.compile(rf"[ \t]*({_NAME}/{_NAME})[ \t]*(?:;.*)?")
+# Also in the OpenAPI document.
+DECLARED = rf"^[ \t]*({_NAME}/{_NAME})[ \t]*(;.*)?$"
 
 # Types without a signature. All are harmless as long as nothing takes them for HTML.
 _TEXTS = frozenset({"text/plain", "text/csv", "text/markdown", "application/json"})
@@ -45,7 +46,7 @@ _INLINE = frozenset(
 
 def parse_declared(header: str | None) -> str | None:
     """Return the type of a Content-Type header in lower case, without parameters; None if missing or malformed."""
-    match = _DECLARED.fullmatch(header or "")
+    match = re.fullmatch(DECLARED, header or "")
     return match[1].lower() if match else None
 
 

@@ -9,7 +9,7 @@ from typing_extensions import override
 from project.config import settings
 from project.errors import field_code
 from project.files import thumbnails
-from project.files.media_types import parse_declared
+from project.files.media_types import DECLARED, parse_declared
 from project.files.models import SORTS, File, FileStatus, Visibility
 from project.files.parts import Part
 from project.json import InvalidJson, loads
@@ -188,7 +188,7 @@ class DirectUploadCreate(Schema):
 
     filename = _filename(required=True)
     size = Integer(required=True, validate=Range(1, MAX_INT64), metadata={"example": 482113, "description": "Bytes."})
-    content_type = MediaType(required=True, metadata={"example": "image/jpeg"})
+    content_type = MediaType(required=True, metadata={"example": "image/jpeg", "pattern": DECLARED})
     sha256 = _sha256(required=True)
     visibility = Choice(Visibility, load_default=Visibility.PRIVATE, metadata={"example": "private"})
     purpose = _purpose(allow_none=True)
