@@ -83,6 +83,7 @@ def test_only_the_owner_has_a_url_signed(client, ann, as_user, photo, role, visi
 def test_a_signed_url_opens_a_private_file_for_everybody(client, ann, photo, as_user, as_staff, sign, get):
     url = sign(photo)
     assert urlsplit(url).path == f"{FILES}/{photo['id']}/content"
+    response = get(url)
     for caller in (None, ann, as_user(), as_staff):
         response = get(url, caller)
         assert (response.status_code, response.data) == (200, picture("PNG"))
