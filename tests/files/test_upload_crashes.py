@@ -9,6 +9,7 @@ from project.config import Settings
 from project.files import quota, service
 from project.files.quota import Usage
 from project.files.sweep import Swept, sweep
+from project.users import service as users
 from tests.conftest import ENV
 from tests.factories import make_user
 from tests.files.crashing import crash
@@ -123,3 +124,11 @@ def test_what_was_stored_before_survives_all_of_it(user, env, files_root):
     assert sweep(older_than=0) == Swept(orphans=1)
     assert (files_root / kept.storage_key).read_bytes() == CONTENT
     check_books(files_root)
+
+
+def test_what_died_while_it_was_stored_goes_with_its_account(user, env, files_root, run_jobs):
+    assert crash(env, "upload", "after put", user.id) == KILLED
+    users.erase_user(user.id, actor_id=None)
+    run_jobs()
+    assert on_disk(files_root) == {}
+    assert sweep(older_than=0) == NOTHING
