@@ -90,7 +90,7 @@ def resume(file_id: UUID) -> DirectFile:
     found = db.session.execute(
         select(File, DirectUpload.incoming_key)
         .join(DirectUpload, DirectUpload.file_id == File.id)
-        .where(File.id == file_id, File.status == FileStatus.PENDING)
+        .where(File.id == file_id)
     ).first()
     if found is None:
         raise NotFound("There is no such upload.")
@@ -175,7 +175,6 @@ def _claim(file: File) -> DirectUpload:
 def _take_in(file: File, upload: DirectUpload) -> uploads.Checked:
     """Move the bytes to where nobody else can put any, and check them there."""
     store = _storage()
-    give_back()
     try:
         # An earlier completion may have moved them and died.
         with suppress(ObjectMissing):
