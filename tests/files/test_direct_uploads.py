@@ -506,6 +506,22 @@ def test_an_account_that_is_erased_while_it_completes_leaves_nothing(app, user, 
     check_nothing_stored(bucket)
 
 
+def test_bytes_whose_copy_ends_after_the_account_was_erased_are_not_kept(app, user, bucket, watch, run_jobs):
+    file = sent_up(user)
+
+    def erase() -> None:
+        with app.app_context():
+            key = str(incoming(file))
+            users.erase_user(user.id, actor_id=None)
+            run_jobs()
+        bucket.put(key)  # as if the copy had begun before
+
+    watch(at("before move", erase))
+    with pytest.raises(Unavailable):
+        complete(file, user)
+    check_nothing_stored(bucket)
+
+
 # --- What dies or fails while it is completed ------------------------------------------------------------------------
 
 
@@ -674,6 +690,8 @@ def test_a_completion_that_was_too_slow_and_its_successor_make_one_file(app, use
 def test_no_connection_is_held_while_the_bucket_is_asked(user, bucket, watch):
     seen: list[bool] = []
     watch(lambda _moment: seen.append(holds_no_connection()))
+    # As a request, which has looked at its session and account by then.
+    users.get_user(user.id)
     first, second = start(user), start(user)
     bucket.put(str(incoming(first.file)), OTHER)
     send(second.upload)
