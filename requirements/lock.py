@@ -17,7 +17,10 @@ ROOT = Path(__file__).resolve().parent.parent
 LOCKS = {
     ROOT / "requirements" / "main.txt": ["--extra", "build"],
     ROOT / "requirements" / "s3.txt": ["--extra", "build", "--extra", "s3", "-c", "requirements/main.txt"],
-    ROOT / "requirements" / "dev.txt": [*("--extra", "build", "--extra", "s3", "--extra", "dev"), "-c", "requirements/s3.txt"],
+    ROOT / "requirements" / "dev.txt": [
+        *("--extra", "build", "--extra", "s3", "--extra", "dev"),
+        *("-c", "requirements/s3.txt"),
+    ],
 }
 RESOLVE = [
     *("uv", "pip", "compile", "setup.cfg", "--quiet", "--no-header"),

@@ -391,6 +391,27 @@ def test_a_process_with_a_wrong_setting_ends_with_one_line(command, name, tmp_pa
     assert "sesame" not in printed
 
 
+def test_in_production_a_folder_for_files_has_to_be_there(tmp_path):
+    folder = tmp_path / "files"
+    assert "STORAGE_URL" in refusal({**PRODUCTION, "STORAGE_URL": folder.as_uri()})
+
+    folder.mkdir()
+
+    assert load_config({**PRODUCTION, "STORAGE_URL": folder.as_uri()}).files.storage_url == folder.as_uri()
+
+
+def test_elsewhere_a_folder_for_files_is_made(tmp_path):
+    load_config({"STORAGE_URL": (tmp_path / "a" / "files").as_uri()})
+
+    assert (tmp_path / "a" / "files").stat().st_mode & 0o777 == 0o750
+
+
+def test_sizes_have_units():
+    files = load_config({"FILES_MAX_SIZE": "2 KiB", "FILES_QUOTA": "3"}).files
+
+    assert (files.max_size, files.quota) == (2048, 3)
+
+
 # --- .env.example -----------------------------------------------------------------------------------------------------
 
 

@@ -34,6 +34,7 @@ SWEPT = {
     "deleted": "deleted files whose bytes were still there",
     "orphans": "objects without a file",
     "missing": "files whose bytes are missing, now marked so",
+    "found": "files whose bytes were missing and are back",
     "recounted": "accounts whose counters were wrong",
 }
 OPENAPI_FILE = Path("docs/openapi.json")
@@ -199,6 +200,7 @@ def worker(info: ScriptInfo) -> None:
 def housekeeping() -> None:
     """Delete what has expired: sessions, links, idempotency keys, uploads, jobs that were given up."""
     clean_up()
+    sweep.end_stale()
     click.echo("Deleted what had expired.")
 
 

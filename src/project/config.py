@@ -158,8 +158,12 @@ def _check(read: Reader, settings: Settings) -> None:
     if settings.production:
         _refuse_in_production(read, settings)
     if settings.files.storage_url.startswith("file:"):
-        name = "STORAGE_URL" if read.text("STORAGE_URL") else "DATA_DIR"
-        make_directory(name, Path(unquote(urlsplit(settings.files.storage_url).path)))
+        folder = Path(unquote(urlsplit(settings.files.storage_url).path))
+        # Made anew while its disk is not mounted, it would take uploads that vanish when the disk is back.
+        if settings.production and read.text("STORAGE_URL") and not folder.is_dir():
+            raise ConfigError("STORAGE_URL must name a folder that exists")
+        # Others may pass: nginx has to, if it is to send the files.
+        make_directory("STORAGE_URL" if read.text("STORAGE_URL") else "DATA_DIR", folder, mode=0o750)
     if settings.sqlite:
         name = "DATABASE_URL" if read.text("DATABASE_URL") else "DATA_DIR"
         make_directory(name, Path(make_url(settings.database_url).database or "").parent)

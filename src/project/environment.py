@@ -89,14 +89,14 @@ class Reader:
         return value.rstrip("/") if parts.netloc else value
 
 
-def make_directory(name: str, path: Path) -> None:
+def make_directory(name: str, path: Path, *, mode: int = 0o700) -> None:
     """Make a directory that files are written to.
 
     Raises:
         ConfigError: naming the variable that says where.
     """
     try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.mkdir(mode=mode, parents=True, exist_ok=True)
     except OSError:
         raise ConfigError(f"{name} must be where a directory can be made") from None
     if not os.access(path, os.W_OK):
@@ -120,7 +120,10 @@ def _size(text: str) -> int:
     match = re.fullmatch(r"([1-9][0-9]{0,17}) ?(|KiB|MiB|GiB)", text)
     if match is None:
         raise ValueError("not a size")
-    return int(match[1]) * _UNITS[match[2]]
+    size = int(match[1]) * _UNITS[match[2]]
+    if size >= 1 << 63:
+        raise ValueError("more than a database can count")
+    return size
 
 
 def _types(text: str) -> list[str]:

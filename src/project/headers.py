@@ -31,6 +31,7 @@ ALLOWED_HEADERS = [
     "If-None-Match",
     "If-Range",
     "Range",
+    "Repr-Digest",
     "X-Request-ID",
 ]
 EXPOSED_HEADERS = [

@@ -27,7 +27,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 from project.database import Base, db, transaction, utcnow
 from project.errors import Conflict, FieldError, Invalid
 
-# Longer than any worker may take for a request.
+# Longer than a request takes, but for slow uploads: of those that run twice then, one becomes a file (`attach`).
 LOCKED_FOR = timedelta(seconds=60)
 KEPT_FOR = timedelta(hours=24)
 PURGE_BATCH = 1000

@@ -1,7 +1,7 @@
 """WSGI middleware: a body that ends too early is an error, whatever server and framework make of it."""
 
 import socket
-import time
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import IO, TYPE_CHECKING
@@ -63,14 +63,24 @@ class _Lingering:
         """End the answer, which the server has sent by now, and read on for a while."""
         if hasattr(self._answer, "close"):
             self._answer.close()
-        if self._connection is not None:
-            self._connection.settimeout(SILENCE_SECONDS)
-        deadline = time.monotonic() + LINGER_SECONDS
-        with suppress(IncompleteBody):
-            while self._body.read(LINGER_BLOCK) and time.monotonic() < deadline:
-                pass
-        if self._connection is not None:
+        if self._connection is None:
+            return
+        self._connection.settimeout(SILENCE_SECONDS)
+        # From outside of the reading, which a client may keep busy with a byte now and then.
+        deadline = threading.Timer(LINGER_SECONDS, _end_input, [self._connection])
+        deadline.start()
+        try:
+            with suppress(IncompleteBody):
+                while self._body.read(LINGER_BLOCK):
+                    pass
+        finally:
+            deadline.cancel()
             self._connection.settimeout(None)
+
+
+def _end_input(connection: socket.socket) -> None:
+    with suppress(OSError):  # it is closed already
+        connection.shutdown(socket.SHUT_RD)
 
 
 class _Body:

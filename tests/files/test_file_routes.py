@@ -1,4 +1,5 @@
 import json
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -165,6 +166,7 @@ def test_nothing_to_change_changes_nothing(client, ann, path, headers):
         ({"filename": "a\r\nX-Evil: 1"}, {"filename": "aX-Evil: 1"}),
         ({"filename": "é" * 200 + ".png"}, {"filename": "é" * 125 + ".png"}),
         ({"filename": ""}, {"filename": "file"}),
+        ({"filename": "a\0b"}, {"filename": "ab"}),
     ],
     ids=lambda value: ascii(value)[:40],
 )
@@ -291,7 +293,7 @@ def test_an_upload_that_is_no_direct_one_is_not_completed_by_hand(client, ann, i
 
 @pytest.mark.parametrize("method", ["GET", "PATCH", "DELETE"])
 def test_a_file_takes_no_parameters(client, ann, path, method):
-    sent = {"json": {}} if method == "PATCH" else {}
+    sent: dict[str, Any] = {"json": {}} if method == "PATCH" else {}
     response = client.open(f"{path}?force=1", method=method, headers=ann, **sent)
     assert errors(response) == {"/query/force": "unknown_field"}
     assert client.get(path, headers=ann).status_code == 200

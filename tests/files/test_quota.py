@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import partial
 from threading import Barrier, Event, Thread
 from typing import Any
 from uuid import uuid4
@@ -101,7 +102,7 @@ def test_chunked_uploads_at_once_never_pass_the_quota(app, in_app, user, files_r
 def test_uploads_of_others_have_nothing_to_do_with_it(app, in_app, user, files_root, set_files):
     set_files(quota=SIZE)
     others = [in_app(make_user) for _ in range(4)]
-    ended = at_once(app, [lambda owner=owner: upload(owner, bytes(SIZE)) for owner in [user, *others] * 2])
+    ended = at_once(app, [partial(upload, owner, bytes(SIZE)) for owner in [user, *others] * 2])
     assert outcomes(ended) == {"File": 5, "QuotaExceeded": 5}
     in_app(check_books, files_root)
 

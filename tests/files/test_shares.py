@@ -75,7 +75,7 @@ def at_noon(ann, sign_in, time_machine):
 def test_sharing_needs_a_token(client, ann, path, share):
     made = share()
     for method, url in (("POST", path), ("GET", path), ("DELETE", f"{path}/{made['id']}")):
-        sent = {"json": {}} if method == "POST" else {}
+        sent: dict[str, Any] = {"json": {}} if method == "POST" else {}
         assert code(client.open(url, method=method, **sent)) == (401, "token_required")
         assert code(client.open(url, method=method, headers=ann.refreshing, **sent)) == (401, "invalid_token")
 
@@ -91,7 +91,7 @@ def test_the_links_of_another_are_answered_like_none(client, ann, as_user, path,
         ("GET", path, nowhere),
         ("DELETE", f"{path}/{made['id']}", f"{nowhere}/{made['id']}"),
     ):
-        sent = {"json": {}} if method == "POST" else {}
+        sent: dict[str, Any] = {"json": {}} if method == "POST" else {}
         response = client.open(url, method=method, headers=caller, **sent)
         assert code(response) == (404, "not_found")
         assert without_request(response) == without_request(client.open(none, method=method, headers=caller, **sent))
@@ -202,9 +202,11 @@ def test_the_database_has_no_token_that_opens_anything(app, share, get):
 
 def test_a_link_opens_the_file_for_everybody(ann, as_user, share, get):
     url = relative(share()["url"])
-    for headers in (None, ann, as_user(), ann.refreshing, {"Authorization": "Bearer x.y.z"}, {"Authorization": "x"}):
+    for headers in (ann, as_user(), ann.refreshing, {"Authorization": "Bearer x.y.z"}, {"Authorization": "x"}):
         response = get(url, headers)
         assert (response.status_code, response.data) == (200, TEXT)
+    response = get(url)
+    assert (response.status_code, response.data) == (200, TEXT)
     expected = {
         "Cache-Control": "private, no-store",
         "Referrer-Policy": "no-referrer",
@@ -408,7 +410,7 @@ def test_links_are_listed_page_by_page(client, ann, path, share):
         found += [link["label"] for link in response.json["data"]]
         assert not {"url", "token", "token_sha256"} & set(response.json["data"][0])
         link = response.headers.get("Link")
-        url = relative(link[1 : link.index(">")]) if link else None
+        url = relative(link[1 : link.index(">")]) if link else ""
     assert found == made[::-1]
     oldest = client.get(f"{path}?sort=created_at", headers=ann).json["data"]
     assert [link["label"] for link in oldest] == made

@@ -86,6 +86,14 @@ def test_no_connection_is_held_while_a_body_is_read(send, headers):
     assert all(response.seen)
 
 
+def test_what_there_is_no_room_for_is_not_read_to_its_end(set_files, send):
+    set_files(quota=1000)
+    response = send(bytes(500_000))
+    assert code(response) == (413, "quota_exceeded")
+    # Of 500 blocks: a form has 64 KiB of framing, and its parser asks for 64 KiB at once.
+    assert len(response.seen) < 250
+
+
 def test_an_empty_file_leaves_nothing(in_app, files_root, send):
     assert errors(send(b"")) == {"/file": "empty_file"}
     in_app(check_nothing_stored, files_root)
@@ -147,6 +155,20 @@ def test_a_length_that_cannot_fit_is_refused_before_anything_is_read(client, cal
         response = client.open(path, method="POST", input_stream=body, headers=caller, content_type=content_type)
         # Before the answer is taken: afterwards the server reads on and throws away.
         assert body.seen == []
+        assert code(response) == (413, "file_too_large")
+    in_app(check_nothing_stored, files_root)
+
+
+def test_a_form_is_not_read_for_ever_whatever_is_around_its_file(client, caller, in_app, files_root, set_files):
+    set_files(max_size=1000)
+    options = form(a_file())
+    whole, around = options.pop("data"), bytes(2 * FRAMING)
+    for sent in (around + b"\r\n" + whole, whole + around):
+        body = Watched(sent)
+        headers = {**caller, "Transfer-Encoding": "chunked"}
+        options["environ_overrides"] = {"wsgi.input_terminated": True}
+        response = client.post(FILES, input_stream=body, headers=headers, **options)
+        assert body.tell() < len(sent)
         assert code(response) == (413, "file_too_large")
     in_app(check_nothing_stored, files_root)
 

@@ -23,7 +23,7 @@ COMPLETE = f"{FILES}/01234567-89ab-7cde-8f01-23456789abcd/complete"
 def kept(in_app):
     """What is kept of uploads: rows, and objects or parts on the disk."""
 
-    def look() -> tuple[int, set[str]]:
+    def look() -> tuple[int | None, set[str]]:
         return db.session.scalar(select(func.count()).select_from(File)), on_disk()
 
     return lambda: in_app(look)
@@ -283,6 +283,13 @@ def test_compressed_bodies_are_not_accepted(client, as_user, path, encoding):
     assert code(response) == (415, "unsupported_media_type")
 
 
+@pytest.mark.parametrize("path", [FILES, RAW])
+@pytest.mark.parametrize("coding", ["gzip, chunked", "Deflate, Chunked", "gzip"])
+def test_bodies_that_were_compressed_for_the_transfer_are_not_accepted(client, as_user, path, coding):
+    response = client.post(path, headers={**as_user(), "Transfer-Encoding": coding}, **form(a_file()))
+    assert code(response) == (415, "unsupported_media_type")
+
+
 # --- names ------------------------------------------------------------------------------------------------------------
 
 NAMES = [
@@ -297,6 +304,7 @@ NAMES = [
     (".htaccess", ".htaccess"),
     ("NUL", "NUL"),
     ("a\x7fb\x01.txt", "ab.txt"),
+    ("evil.html\0.png", "evil.html.png"),
     ("gpj.\u202eexe", "gpj.exe"),
     ("a\u200bb\u2028c.txt", "abc.txt"),
     ("e\u0301.txt", "é.txt"),

@@ -21,7 +21,7 @@ from project.files.parts import SUFFIX
 from project.files.quota import QuotaExceeded, Usage
 from project.files.storage import PARTS, LocalStorage
 from project.files.sweep import OLDER_THAN, sweep
-from project.files.uploads import FileTooLarge, TypeNotAllowed
+from project.files.uploads import Checked, FileTooLarge, TypeNotAllowed
 from project.security import SessionRevoked
 from project.users import service as users
 from project.users.models import User
@@ -32,6 +32,7 @@ from tests.files.uploading import (
     CONTENT,
     WAYS,
     Killed,
+    at_once,
     broken,
     broken_commit,
     check_books,
@@ -420,6 +421,17 @@ def test_a_form_of_an_account_that_is_erased_meanwhile_is_refused_without_a_trac
     check_nothing_stored(files_root)
 
 
+def test_uploads_beside_the_erasure_of_their_account_end_in_one_way_or_another(app, in_app, files_root, run_jobs):
+    user = in_app(make_user)
+    calls = [lambda send=send: send(user) for send in [*WAYS.values()] * 3]
+    *ended, erased = at_once(app, [*calls, lambda: users.erase_user(user.id, actor_id=None)])
+    assert erased is None
+    assert {type(one) for one in ended} <= {File, Unavailable, SessionRevoked}
+    run_jobs()
+    in_app(check_nothing_stored, files_root)
+    assert in_app(lambda: db.session.scalars(select(StorageUsage)).all()) == []
+
+
 def take_for_dead() -> None:
     """Sweep as if the uploads under way had been silent for long."""
     with transaction():
@@ -459,6 +471,15 @@ def test_a_file_that_became_ready_while_it_was_taken_for_dead_stays(app, user, f
     file = upload(user, blocks=meanwhile(app, lambda: found.extend(db.session.scalars(select(File)))))
     assert [uploads.abandon(dead) for dead in found] == [False]
     assert (status_of(file.id), content_of(file)) == (FileStatus.READY, CONTENT)
+    check_books(files_root)
+
+
+def test_a_file_becomes_ready_once(user, files_root):
+    file = upload(user)
+    again = Checked(2 * file.size, OTHER_SHA256, "image/png", 1, 1)
+    with pytest.raises(Unavailable):
+        uploads.publish(file, again, ready_at=utcnow())
+    assert (file.size, file.sha256, content_of(file)) == (len(CONTENT), SHA256, CONTENT)
     check_books(files_root)
 
 

@@ -29,6 +29,13 @@ SECURITY_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
+# The bytes of files are the users', so browsers have to be told more: they run nothing of it.
+CONTENT = re.compile(r"/v1/files/[^/]+/(content|thumbnail)|/v1/shares/[^/]+")
+CONTENT_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Content-Security-Policy": "default-src 'none'; sandbox",
+}
 # What is ours alone: hashes, columns that are not fields, code, SQL, paths of the server.
 INTERNAL = re.compile(
     r"\$argon2|password_hash|token_hash|refresh_jti|session_epoch"
@@ -97,6 +104,9 @@ class Api:
 def check_answer(status: int, headers: Mapping[str, str], body: bytes, path: str) -> None:
     """Check what every answer of the application has, and what none may have."""
     assert status < 500 or status == 503, (status, body[:500])
+    if CONTENT.fullmatch(path) and "ETag" in headers:
+        check_content(status, headers)
+        return
     text = _our_words(status, body)
     if not path.startswith(PAGES):
         assert not INTERNAL.search(text), text[:2000]
@@ -111,6 +121,17 @@ def check_answer(status: int, headers: Mapping[str, str], body: bytes, path: str
         assert "Origin" in headers["Vary"]
     if status >= 400:
         assert headers["Content-Type"] == PROBLEM, (status, headers, text[:500])
+
+
+def check_content(status: int, headers: Mapping[str, str]) -> None:
+    """Check what every answer with content has, and those that spare it."""
+    assert status in {200, 206, 304}
+    assert {name: headers[name] for name in CONTENT_HEADERS} == CONTENT_HEADERS
+    assert headers["Cross-Origin-Resource-Policy"] in {"same-site", "cross-origin"}
+    assert headers["Cache-Control"] in {"private, no-cache", "public, max-age=300", "private, no-store"}
+    assert "Origin" in headers["Vary"]
+    assert re.fullmatch("[A-Za-z0-9-]{8,64}", headers["X-Request-ID"])
+    assert not re.search("[0-9]", headers.get("Server", ""))
 
 
 def _our_words(status: int, body: bytes) -> str:

@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ from tests.servers.app import INHERITED, ROOT
 from tests.servers.process import running
 
 FLASK = [sys.executable, "-m", "flask"]
+RENEWED_AFTER = 240  # seconds; an access token lives for 600
 PLENTY = "1000000/minute"
 # Production, since its log is JSON; limits out of the way, except where a test is about them.
 SETTINGS = {
@@ -169,10 +171,38 @@ def anonymous(base_url: str) -> Api:
     return Api(base_url)
 
 
+class Lasting(list[tuple[Account, float]]):
+    """The accounts that outlive a test, and when each has signed in."""
+
+    def keep(self, account: Account) -> Account:
+        """Have an account renewed; return it."""
+        self.append((account, time.monotonic()))
+        return account
+
+    def renew(self) -> None:
+        """Sign in again with those whose access token has not long to live."""
+        for number, (account, since) in enumerate(self):
+            if time.monotonic() - since > RENEWED_AFTER:
+                account.api.token = log_in(account.api, account.email, account.password).access_token
+                self[number] = (account, time.monotonic())
+
+
 @pytest.fixture(scope="session")
-def user(anonymous: Api, outbox: Outbox) -> Account:
+def lasting() -> Lasting:
+    """The accounts that outlive a test."""
+    return Lasting()
+
+
+@pytest.fixture(autouse=True)
+def renewed(lasting: Lasting) -> None:
+    """Give each test accounts whose tokens will not expire while it runs."""
+    lasting.renew()
+
+
+@pytest.fixture(scope="session")
+def user(anonymous: Api, outbox: Outbox, lasting: Lasting) -> Account:
     """A signed-in user, whom no test signs out or changes for good."""
-    return register_and_login(anonymous, outbox)
+    return lasting.keep(register_and_login(anonymous, outbox))
 
 
 @pytest.fixture
@@ -182,10 +212,10 @@ def new_user(anonymous: Api, outbox: Outbox) -> Callable[[], Account]:
 
 
 @pytest.fixture(scope="session")
-def admin(anonymous: Api) -> Account:
+def admin(anonymous: Api, lasting: Lasting) -> Account:
     """A signed-in administrator, whom no test signs out or changes for good."""
     address = os.environ.get("TEST_ADMIN_EMAIL", ADMIN_EMAIL)
-    return log_in(anonymous, address, os.environ.get("TEST_ADMIN_PASSWORD", PASSWORD))
+    return lasting.keep(log_in(anonymous, address, os.environ.get("TEST_ADMIN_PASSWORD", PASSWORD)))
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import requests
@@ -14,13 +15,17 @@ METHODS = {"get", "put", "post", "patch", "delete"}
 
 @dataclass(frozen=True)
 class Operation:
-    """One operation of the document; `example` is its example body, `properties` those of a JSON body."""
+    """One operation of the document.
+
+    `content_type` is that of its body, "" without one; `example` and `properties` are those of a JSON body.
+    """
 
     id: str
     method: str
     path: str
     security: tuple[str, ...]
     statuses: frozenset[int]
+    content_type: str
     example: dict[str, Any]
     properties: dict[str, dict[str, Any]]
 
@@ -40,13 +45,15 @@ def _operations(document: dict[str, Any]) -> Iterator[Operation]:
     for path, item in document["paths"].items():
         for method in METHODS & set(item):
             described = item[method]
-            content = described.get("requestBody", {}).get("content", {}).get("application/json", {})
+            bodies = described.get("requestBody", {}).get("content", {})
+            content = bodies.get("application/json", {})
             yield Operation(
                 id=described["operationId"],
                 method=method.upper(),
                 path=path,
                 security=tuple(scheme for alternative in described["security"] for scheme in alternative),
                 statuses=frozenset(int(status) for status in described["responses"]),
+                content_type=next(iter(bodies), ""),
                 example=copy.deepcopy(content.get("example", {})),
                 properties=_resolve(document, content.get("schema", {})).get("properties", {}),
             )
@@ -58,8 +65,31 @@ def _resolve(document: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]
     return schema
 
 
+def good_body(operation: Operation) -> dict[str, Any]:
+    """The body that the document has as an example, as `requests` takes it."""
+    match operation.content_type:
+        case "":
+            return {}
+        case "application/json":
+            return {"json": operation.example}
+        case "multipart/form-data":
+            return {"files": {"file": ("hello.txt", b"hello", "text/plain")}}
+        case _:
+            return {"data": b"hello", "headers": {"Content-Type": "text/plain"}}
+
+
+@cache
+def file_of(caller: Account) -> str:
+    """The id of a file of somebody, uploaded when it is first asked for."""
+    body = {"file": ("hello.txt", b"hello", "text/plain")}
+    response = caller.api.post("/v1/files", files=body)
+    assert response.status_code == 201, response.text
+    return str(response.json()["data"]["id"])
+
+
 def send(caller: Account, operation: Operation, **kwargs: Any) -> requests.Response:
-    """Try an operation as somebody, on their own account where it is about one."""
+    """Try an operation as somebody, on their own account or file where it is about one."""
     path = operation.path.replace("{user_id}", caller.id)
+    path = path.replace("{file_id}", file_of(caller)) if "{file_id}" in path else path
     assert "{" not in path, f"say here which object {operation.name} is tried on"
     return caller.api.request(operation.method, path, **kwargs)

@@ -3,6 +3,7 @@
 A new operation fails here until it has its rows in TABLE; a new kind of object needs a way to make one in OBJECTS.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,8 +12,9 @@ from uuid import uuid4
 import pytest
 from requests import Response
 
+from tests.files.samples import picture
 from tests.http.client import PASSWORD, Account, Api, log_in, new_address
-from tests.http.document import Operation, read_operations
+from tests.http.document import Operation, good_body, read_operations
 from tests.http.tokens import claims_of
 
 # anonymous, deactivated, user, staff, admin
@@ -74,7 +76,56 @@ TABLE: dict[tuple[str, str], Row] = {
     ("inviteUser", "other"): admins(202),
     ("inviteUser", "missing"): admins(404),
     ("listAuditEvents", "-"): admins(200),
+    ("getFilesConfig", "-"): signed_in(200),
+    ("getUsage", "-"): signed_in(200),
+    ("uploadFile", "-"): signed_in(201),
+    ("uploadRawFile", "-"): signed_in(201),
+    # The servers of these tests keep files on their disk.
+    ("startDirectUpload", "-"): signed_in(409),
+    ("completeDirectUpload", "own"): signed_in(200),
+    ("completeDirectUpload", "other"): signed_in(404),
+    ("completeDirectUpload", "missing"): signed_in(404),
+    ("listFiles", "-"): signed_in(200),
+    ("getFile", "own"): signed_in(200),
+    ("getFile", "other"): (401, 401, 404, 200, 200),
+    ("getFile", "missing"): signed_in(404),
+    ("updateFile", "own"): signed_in(200),
+    ("updateFile", "other"): (401, 401, 404, 403, 403),
+    ("updateFile", "missing"): signed_in(404),
+    ("deleteFile", "own"): signed_in(204),
+    ("deleteFile", "other"): (401, 401, 404, 403, 204),
+    ("deleteFile", "missing"): signed_in(404),
+    ("getQuota", "own"): admins(200),
+    ("getQuota", "other"): admins(200),
+    ("getQuota", "missing"): admins(404),
+    ("setQuota", "own"): admins(200),
+    ("setQuota", "other"): admins(200),
+    ("setQuota", "missing"): admins(404),
+    # Of those who have no good token "own" is another's, and private content is nobody else's: not even an admin's.
+    ("getContent", "own"): (404, 401, 200, 200, 200),
+    ("getContent", "other"): (404, 401, 404, 404, 404),
+    ("getContent", "missing"): (404, 401, 404, 404, 404),
+    ("getThumbnail", "own"): (404, 401, 200, 200, 200),
+    ("getThumbnail", "other"): (404, 401, 404, 404, 404),
+    ("getThumbnail", "missing"): (404, 401, 404, 404, 404),
+    ("signUrl", "own"): signed_in(200),
+    ("signUrl", "other"): signed_in(404),
+    ("signUrl", "missing"): signed_in(404),
+    ("createShare", "own"): signed_in(201),
+    ("createShare", "other"): signed_in(404),
+    ("createShare", "missing"): signed_in(404),
+    ("listShares", "own"): signed_in(200),
+    ("listShares", "other"): signed_in(404),
+    ("listShares", "missing"): signed_in(404),
+    ("revokeShare", "own"): signed_in(204),
+    ("revokeShare", "other"): signed_in(404),
+    ("revokeShare", "missing"): signed_in(404),
+    ("getSharedContent", "own"): everybody(200),
+    ("getSharedContent", "other"): everybody(200),
+    ("getSharedContent", "missing"): everybody(404),
 }
+# What these answer with is no JSON.
+CONTENT = {"getContent", "getThumbnail", "getSharedContent"}
 # Whoever succeeds with these is gone, so each try is with an account of its own.
 LAST_ACTS = {("eraseMe", "-"), ("deleteUser", "own")}
 
@@ -107,6 +158,12 @@ def cast(anonymous: Api, admin: Account, invite: Callable[[str], Account]) -> Ca
     return Cast(anonymous, admin, invite, players)
 
 
+def owner_of(cast: Cast, caller: Account, target: str) -> Account:
+    """Whose object is tried: the caller's own, or another's that the caller may do most with."""
+    can_own = caller not in {cast.players["anonymous"], cast.players["deactivated"]}
+    return caller if target == "own" and can_own else cast.director
+
+
 def user_id(cast: Cast, caller: Account, target: str) -> str:
     if target == "own":
         return caller.id
@@ -115,12 +172,40 @@ def user_id(cast: Cast, caller: Account, target: str) -> str:
 
 
 def session_id(cast: Cast, caller: Account, target: str) -> str:
-    owner = caller if target == "own" and caller.api.token else cast.director
-    return str(claims_of(owner.access_token)["sid"])
+    return str(claims_of(owner_of(cast, caller, target).access_token)["sid"])
 
 
-# How to find the object of a path: the caller's own, or another's that the caller may do most with.
-OBJECTS: dict[str, Callable[[Cast, Account, str], str]] = {"user_id": user_id, "session_id": session_id}
+def file_id(cast: Cast, caller: Account, target: str) -> str:
+    body = {"file": ("red.png", picture("PNG"), "image/png")}
+    response = owner_of(cast, caller, target).api.post("/v1/files", files=body)
+    return str(response.json()["data"]["id"])
+
+
+def share(cast: Cast, caller: Account, target: str) -> tuple[str, dict[str, Any]]:
+    """A new file and a link to it."""
+    found = file_id(cast, caller, target)
+    response = owner_of(cast, caller, target).api.post(f"/v1/files/{found}/shares", json={})
+    return found, response.json()["data"]
+
+
+def share_of_file(cast: Cast, caller: Account, target: str) -> str:
+    found, made = share(cast, caller, target)
+    return f"{found}/shares/{made['id']}"
+
+
+def token(cast: Cast, caller: Account, target: str) -> str:
+    _, made = share(cast, caller, target)
+    return str(made["url"]).rpartition("/")[2]
+
+
+# How to find the object of a path. The longest names come first.
+OBJECTS: dict[str, Callable[[Cast, Account, str], str]] = {
+    "{user_id}": user_id,
+    "{session_id}": session_id,
+    "{file_id}/shares/{share_id}": share_of_file,
+    "{file_id}": file_id,
+    "{token}": token,
+}
 # Bodies that succeed, where the example of the document does not.
 BODIES: dict[str, Callable[[Account], dict[str, Any]]] = {
     "register": lambda _: {"email": new_address(), "password": PASSWORD},
@@ -146,21 +231,21 @@ def attempt(cast: Cast, operation: Operation, target: str, who: str) -> Response
     caller = cast.enter(who, for_the_last_time=(operation.id, target) in LAST_ACTS)
     path = operation.path
     for name, find in OBJECTS.items():
-        if f"{{{name}}}" in path:
-            found = str(uuid4()) if target == "missing" else find(cast, caller, target)
-            path = path.replace(f"{{{name}}}", found)
-    body = None
-    if operation.properties:
+        if name in path:
+            found = re.sub("{[^}]*}", str(uuid4()), name) if target == "missing" else find(cast, caller, target)
+            path = path.replace(name, found)
+    body = good_body(operation)
+    if operation.id in BODIES:
         # Whoever has no account of their own signs in to another's.
         person = caller if who not in {"anonymous", "deactivated"} else cast.players["user"]
-        body = BODIES.get(operation.id, lambda _: operation.example)(person)
+        body = {"json": BODIES[operation.id](person)}
     token = caller.refresh_token if operation.security == ("refresh",) else caller.api.token
     if operation.method == "GET":
         head = cast.server.request("HEAD", path, token=token)
         response = cast.server.get(path, token=token)
         assert head.status_code == response.status_code, f"HEAD of {path} answers otherwise than GET"
         return response
-    return cast.server.request(operation.method, path, token=token, json=body)
+    return cast.server.request(operation.method, path, token=token, **body)
 
 
 def test_every_operation_has_its_rows(operations: dict[str, Operation]) -> None:
@@ -182,10 +267,12 @@ def test_who_may(cast: Cast, operations: dict[str, Operation], operation_id: str
         assert answer.headers["RateLimit-Policy"]
         assert answer.headers["RateLimit"]
         if answer.status_code == 201:
-            assert cast.director.api.get(answer.headers["Location"]).status_code == 200
+            found = cast.director.api.get(answer.headers["Location"])
+            # A link is seen in the list of its file; where it is, it can only be revoked.
+            assert found.status_code == (405 if operation_id == "createShare" else 200)
         if answer.status_code == 204:
             assert answer.content == b""
             assert "Content-Type" not in answer.headers
-        elif answer.status_code < 300:
+        elif answer.status_code < 300 and operation_id not in CONTENT:
             assert set(answer.json()) <= {"data", "meta"}
             assert "data" in answer.json()

@@ -6,6 +6,7 @@ import pytest
 
 from tests.http.client import Account, problem
 from tests.http.conftest import PLENTY, Start
+from tests.http.document import file_of
 
 MISSING = "0190f8e2-5a3b-7c4d-8e9f-0a1b2c3d4e5f"
 
@@ -30,6 +31,41 @@ def test_refusals_come_in_one_order(run_with: Start, admin: Account, user: Accou
     problem(as_admin.patch(missing, json={"role": "root"}, headers=stale), 422, "validation_error")
     problem(as_admin.patch(missing, json={"role": "user"}, headers=stale), 404, "not_found")
     problem(as_admin.patch(target, json={"role": "user"}, headers=stale), 412, "precondition_failed")
+
+
+def test_refusals_of_a_change_of_a_file_come_in_one_order(run_with: Start, admin: Account, user: Account) -> None:
+    """Not even an administrator changes another's file; that there is one is told first."""
+    own, anothers, missing = (f"/v1/files/{file}" for file in (file_of(user), file_of(admin), MISSING))
+    stale = {"If-Match": '"x"'}
+    text = {**stale, "Content-Type": "text/plain"}
+    relaxed = run_with(LIMIT_WRITE=PLENTY)
+    problem(relaxed.patch(missing, data="{", headers=text), 401, "token_required")
+    api = relaxed.with_token(user.access_token)
+    problem(api.patch(missing, data="{", headers=text), 415, "unsupported_media_type")
+    problem(api.patch(missing, data="{", headers={**stale, "Content-Type": "application/json"}), 400, "invalid_json")
+    problem(api.patch(missing, json={"visibility": "x"}, headers=stale), 422, "validation_error")
+    for path in (missing, anothers):
+        problem(api.patch(path, json={"visibility": "private"}, headers=stale), 404, "not_found")
+    as_admin = relaxed.with_token(admin.access_token)
+    problem(as_admin.patch(own, json={"visibility": "private"}, headers=stale), 403, "forbidden")
+    problem(api.patch(own, json={"visibility": "private"}, headers=stale), 412, "precondition_failed")
+
+
+def test_refusals_of_content_come_in_one_order(run_with: Start, user: Account) -> None:
+    """Each step cures what the one before was refused for; all later faults are there from the start."""
+    own, missing = (f"/v1/files/{file}/content" for file in (file_of(user), MISSING))
+    tag = user.api.get(own).headers["ETag"]
+    beyond = {"Range": "bytes=999-", "If-None-Match": tag}
+    faulty = {**beyond, "If-Match": '"x"'}
+    tight = run_with(LIMIT_DOWNLOAD="1/hour")
+    tight.get(missing)
+    problem(tight.get(f"{missing}?x=1", token="x.y.z", headers=faulty), 429, "rate_limited")
+    problem(user.api.get(f"{missing}?x=1", token="x.y.z", headers=faulty), 401, "invalid_token")
+    problem(user.api.get(f"{missing}?x=1", headers=faulty), 422, "validation_error")
+    problem(user.api.get(missing, headers=faulty), 404, "not_found")
+    problem(user.api.get(own, headers=faulty), 412, "precondition_failed")
+    assert user.api.get(own, headers=beyond).status_code == 304
+    problem(user.api.get(own, headers={"Range": "bytes=999-"}), 416, "range_not_satisfiable")
 
 
 def test_the_address_is_limited_before_the_password_is_looked_at(run_with: Start) -> None:

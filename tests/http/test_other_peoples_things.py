@@ -8,9 +8,10 @@ import pytest
 from requests import Response
 
 from tests.http.client import PASSWORD, Account, Api, Outbox, codes, log_in, new_address, problem
-from tests.http.document import read_operations
+from tests.http.document import file_of, good_body, read_operations
 from tests.http.tokens import claims_of
 
+MISSING = "0190f8e2-5a3b-7c4d-8e9f-0a1b2c3d4e5f"
 # What an attacker would like to set (mass assignment).
 FORBIDDEN: dict[str, Any] = {
     "roles": ["admin"],
@@ -35,6 +36,29 @@ FORBIDDEN: dict[str, Any] = {
     "__proto__": {"is_admin": True},
     "user": {"role": "admin"},
     "data": {"role": "admin"},
+}
+# The same of a file.
+FORBIDDEN_OF_FILES: dict[str, Any] = {
+    "id": "0190f8e2-5a3b-7c4d-8e9f-0a1b2c3d4e5f",
+    "owner_id": "0190f8e2-5a3b-7c4d-8e9f-0a1b2c3d4e5f",
+    "user_id": "0190f8e2-5a3b-7c4d-8e9f-0a1b2c3d4e5f",
+    "status": "ready",
+    "size": 1,
+    "reserved": 0,
+    "content_type": "text/html",
+    "declared_type": "text/html",
+    "sniffed_type": "text/html",
+    "storage_key": "00/00/00000000000000000000000000000000",
+    "upload_method": "direct",
+    "width": 1,
+    "version": 99,
+    "labels": {},
+    "ready_at": "2000-01-01T00:00:00Z",
+    "created_at": "2000-01-01T00:00:00Z",
+    "content_url": "https://evil.example",
+    "quota": 1_000_000,
+    "file": {"visibility": "public"},
+    "__class__": "File",
 }
 
 
@@ -70,6 +94,27 @@ def test_not_even_admins_set_what_only_the_system_knows(admin: Account, user: Ac
     assert user.api.get("/v1/users/me").content == before
 
 
+@pytest.mark.parametrize("field", [*FORBIDDEN_OF_FILES, "sha256"])
+def test_owners_set_only_what_is_said_of_their_files(user: Account, field: str) -> None:
+    path = f"/v1/files/{file_of(user)}"
+    before = user.api.get(path).content
+    value = {**FORBIDDEN_OF_FILES, "sha256": "0" * 64}[field]
+    response = user.api.patch(path, json={"purpose": "changed", field: value})
+    assert codes(problem(response, 422, "validation_error")) == {f"/{field}": "unknown_field"}
+    assert user.api.get(path).content == before
+
+
+@pytest.mark.parametrize("field", sorted(FORBIDDEN_OF_FILES.keys() - {"file"}))
+def test_an_upload_sets_only_what_is_said_of_the_file(user: Account, field: str) -> None:
+    before = user.api.get("/v1/files/usage").content
+    text = str(FORBIDDEN_OF_FILES[field])
+    response = user.api.post("/v1/files", files={"file": ("a", b"x")}, data={field: text})
+    assert codes(problem(response, 422, "validation_error")) == {f"/{field}": "unknown_field"}
+    response = user.api.post("/v1/files/raw", params={field: text}, data=b"x", headers={"Content-Type": "a/b"})
+    assert codes(problem(response, 422, "validation_error")) == {f"/query/{field}": "unknown_field"}
+    assert user.api.get("/v1/files/usage").content == before
+
+
 def test_nothing_is_set_by_the_query_a_form_or_a_patch_document(user: Account) -> None:
     before = user.api.get("/v1/users/me").content
     user.api.patch("/v1/users/me?role=admin&name=Mallory", json={})
@@ -100,10 +145,29 @@ def test_anothers_session_is_answered_like_none(user: Account, admin: Account) -
     assert admin.api.get("/v1/users/me").status_code == 200
 
 
+def test_anothers_file_is_answered_like_none_by_every_operation(user: Account, admin: Account, anonymous: Api) -> None:
+    """But for what staff may: read about it, and delete it."""
+    their, share = file_of(admin), str(uuid4())
+    answers = {}
+    for operation in read_operations(anonymous):
+        if "{file_id}" in operation.path:
+            path = operation.path.replace("{share_id}", share)
+            anothers, missing = (
+                user.api.request(operation.method, path.replace("{file_id}", file), **good_body(operation))
+                for file in (their, MISSING)
+            )
+            problem(anothers, 404, "not_found")
+            assert without_request(anothers) == without_request(missing)
+            answers[operation.id] = without_request(missing)
+    assert len(answers) == 10
+    assert len({str(answer) for answer in answers.values()}) == 1
+
+
 def test_nothing_of_other_people_is_shown_to_a_user(
     user: Account, invite: Callable[[str], Account], anonymous: Api
 ) -> None:
     stranger = invite("user")
+    file_of(stranger)
     for operation in read_operations(anonymous):
         if operation.method == "GET" and "{" not in operation.path:
             answer = user.api.get(operation.path)
@@ -164,6 +228,16 @@ def test_a_cursor_with_another_filter_is_400(admin: Account, user: Account) -> N
     assert admin.api.get(f"/v1/users?limit=1&is_active=true&cursor={cursor}").status_code == 200
     for query in ("", "is_active=false", "is_active=true&role=user", "q=canary"):
         problem(admin.api.get(f"/v1/users?limit=1&{query}&cursor={cursor}"), 400, "invalid_cursor")
+
+
+def test_a_cursor_of_files_is_its_callers_alone(invite: Callable[[str], Account], admin: Account) -> None:
+    staff, other = invite("staff"), invite("staff")
+    for account in (staff, other):
+        file_of(account)
+    cursor = staff.api.get("/v1/files?limit=1&scope=all").json()["meta"]["next_cursor"]
+    assert staff.api.get(f"/v1/files?limit=1&scope=all&cursor={cursor}").status_code == 200
+    for caller, query in ((other, "scope=all"), (admin, "scope=all"), (staff, "scope=mine"), (staff, "")):
+        problem(caller.api.get(f"/v1/files?limit=1&{query}&cursor={cursor}"), 400, "invalid_cursor")
 
 
 def test_an_altered_cursor_is_400(two_sessions: tuple[Account, str]) -> None:

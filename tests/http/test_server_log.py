@@ -8,8 +8,9 @@ from uuid import uuid4
 
 import pytest
 
-from tests.http.client import Account, raw, raw_request
+from tests.http.client import Account, Api, raw, raw_request
 from tests.http.conftest import Cluster
+from tests.http.document import file_of
 
 
 def test_what_only_the_server_sees_stays_out_of_the_log_too(cluster: Cluster, user: Account) -> None:
@@ -27,6 +28,24 @@ def test_what_only_the_server_sees_stays_out_of_the_log_too(cluster: Cluster, us
         assert 400 <= raw(url, request).status < 600
     assert token not in cluster.first.log
     assert token.rsplit(".", 1)[-1] not in cluster.first.log
+
+
+def test_what_opens_a_file_without_a_token_stays_out_of_the_log(
+    cluster: Cluster, user: Account, anonymous: Api
+) -> None:
+    file = f"/v1/files/{file_of(user)}"
+    share = user.api.post(f"{file}/shares", json={}).json()["data"]["url"]
+    signed = user.api.post(f"{file}/signed-url", json={}).json()["data"]["url"]
+    for url, secret in ((share, share.rpartition("/")[2]), (signed, signed.rpartition("sig=")[2])):
+        path = url[url.index("/v1/") :]
+        for answer in (
+            anonymous.get(path),
+            anonymous.get(f"{path}x"),
+            anonymous.get(path, headers={"Range": "bytes=99-"}),
+        ):
+            assert cluster.first_logged(answer.headers["X-Request-ID"])["event"] == "request"
+        assert answer.status_code == 416
+        assert secret not in cluster.first.log
 
 
 @pytest.mark.parametrize("text", ["\\r\\n{}", "\x1b[31m", "\x85", "%0d%0a%7b%7d", '"}}\\n{{"', "\xe2\x80\xa8"])

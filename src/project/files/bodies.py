@@ -3,7 +3,7 @@
 import base64
 import re
 from collections.abc import Callable, Iterator
-from functools import wraps
+from functools import partial, wraps
 from typing import IO, TYPE_CHECKING, Any, cast
 
 from flask import Request, g, request
@@ -33,8 +33,11 @@ MAX_FORM_PARTS = 20
 # Of one field, and of what the parser holds while it looks for a boundary.
 MAX_FORM_MEMORY = 256 * 1024
 
+# What the parser puts in place of bytes that are not UTF-8.
+UNDECODABLE = "\ufffd"
+
 # A member of a dictionary of byte sequences (RFC 8941 §3.2, §3.3.5), as in `sha-256=:…:`.
-_DIGEST = re.compile(r"[ \t]*([a-z*][a-z0-9_.*-]*)=:([A-Za-z0-9+/]*={0,2}):[ \t]*(?:,|$)")
+_DIGEST = re.compile(r"[ \t]*([a-z*][a-z0-9_.*-]*)=:([A-Za-z0-9+/]*={0,2}):(?:;[^,]*)?[ \t]*(?:,|$)")
 
 
 class InvalidDigest(BadRequest):
@@ -126,7 +129,8 @@ def load_form(req: Request, _schema: object) -> dict[str, Any]:
     """Read a form with a file: its fields by name, the file as a FormFile whose bytes are on disk.
 
     Raises:
-        UnsupportedMediaType, FileTooLarge, QuotaExceeded: nothing was read.
+        UnsupportedMediaType.
+        FileTooLarge, QuotaExceeded: before anything is read, or as soon as a body in chunks shows it.
         BadRequest: there is no boundary, or a part has a name that is not UTF-8 (RFC 7578 §5.1).
         IncompleteBody: the form ends before its last boundary, or is malformed.
         PayloadTooLarge: it has too many parts, or a field that is too long.
@@ -137,9 +141,10 @@ def load_form(req: Request, _schema: object) -> dict[str, Any]:
         raise UnsupportedMediaType("Send `Content-Type: multipart/form-data`.")
     if not req.mimetype_params.get("boundary", "").isascii() or not req.mimetype_params.get("boundary"):
         raise BadRequest("The Content-Type of the form has no boundary.")
-    _refuse_hopeless(req.content_length)
+    room = _room_for(req.content_length)
     give_back()
-    new_part = cast("TStreamFactory", _new_part)
+    # With a Content-Length the file cannot be larger than this; without one it is cut there.
+    new_part = cast("TStreamFactory", partial(_new_part, room + FRAMING))
     body = cast("IO[bytes]", _Bounded(req))
     parser = FormDataParser(new_part, MAX_FORM_MEMORY, silent=False, max_form_parts=MAX_FORM_PARTS)
     try:
@@ -160,20 +165,25 @@ def discard_parts(_error: BaseException | None = None) -> None:
 
 
 def _refuse_encoded(req: Request) -> None:
-    if req.headers.get("Content-Encoding", "identity").lower() != "identity":
+    is_plain = req.headers.get("Content-Encoding", "identity").lower() == "identity"
+    # Servers take chunks apart, and hand on what else was done for the transfer (RFC 9112 §7) as it came.
+    is_whole = req.headers.get("Transfer-Encoding", "chunked").lower() == "chunked"
+    if not (is_plain and is_whole):
         raise UnsupportedMediaType("Compressed bodies are not accepted.")
 
 
-def _refuse_hopeless(length: int | None) -> None:
-    """Refuse a form that says itself that its file cannot fit."""
+def _room_for(length: int | None) -> int:
+    """Return how much the account may still store; refuse a form that says itself that its file cannot fit."""
     least = (length or 0) - FRAMING
     uploads.check_size(least)
-    if least > quota.usage(principal().id).available:
+    room = quota.usage(principal().id).available
+    if least > room:
         raise quota.QuotaExceeded()
+    return room
 
 
-def _new_part(**_kwargs: Any) -> Part:
-    part = uploads.new_part()
+def _new_part(room: int, **_kwargs: Any) -> Part:
+    part = uploads.new_part(room=room)
     g.setdefault("parts", []).append(part)
     return part
 
@@ -207,5 +217,7 @@ def _fields(pairs: list[tuple[str | None, Any]]) -> dict[str, Any]:
         if (name or "") in found:
             again = {name or "": Message("Send this field once.", REPEATED)}
             raise Invalid(errors=field_errors(again))
+        if isinstance(value, str) and UNDECODABLE in value:
+            raise BadRequest("A field of the form is not UTF-8.")
         found[name or ""] = value
     return found

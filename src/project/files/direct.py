@@ -1,10 +1,12 @@
 """Uploads that clients send straight to S3: the signed permission, and the completion that checks what came."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import BinaryIO
 from uuid import UUID
 
-from sqlalchemy import delete, or_, select, update
+from sqlalchemy import ColumnElement, delete, exists, or_, select, update
 
 from project.config import settings
 from project.database import db, give_back, transaction, utcnow
@@ -61,20 +63,21 @@ def start(description: uploads.Description, *, size: int, owner_id: UUID) -> Dir
     """Reserve room for a file and permit to put exactly its bytes into storage, for 15 minutes.
 
     Raises:
-        FileTooLarge, TypeNotAllowed, DirectUploadUnsupported, QuotaExceeded.
+        FileTooLarge, TypeNotAllowed, DirectUploadUnsupported, QuotaExceeded, Unavailable.
     """
     uploads.check_size(size)
     if not is_allowed(description.declared_type, settings.files.allowed_types):
         raise uploads.TypeNotAllowed()
-    _storage()
+    incoming = new_incoming_key()
+    # First of all, so that nothing is held for a permission that cannot be given.
+    permission = _permit(incoming, size=size, content_type=description.declared_type, sha256=str(description.sha256))
     with transaction():
         file = uploads.begin(description, owner_id=owner_id, size=size)
-        file.sha256 = description.sha256  # kept while it is pending: it is signed now and compared at the end
+        file.sha256 = description.sha256  # kept while it is pending: it was signed and is compared at the end
         db.session.flush()
-        incoming = new_incoming_key()
         db.session.add(DirectUpload(file_id=file.id, incoming_key=incoming, expires_at=utcnow() + ROW_LIFETIME))
         attach(file.id)
-    return _permit(file, incoming)
+    return DirectFile(file, permission)
 
 
 def resume(file_id: UUID) -> DirectFile:
@@ -82,15 +85,18 @@ def resume(file_id: UUID) -> DirectFile:
 
     Raises:
         NotFound: it has been completed, aborted or has expired since.
+        Unavailable.
     """
     found = db.session.execute(
         select(File, DirectUpload.incoming_key)
         .join(DirectUpload, DirectUpload.file_id == File.id)
-        .where(File.id == file_id, File.status == FileStatus.PENDING)
+        .where(File.id == file_id)
     ).first()
     if found is None:
         raise NotFound("There is no such upload.")
-    return _permit(*found)
+    file, incoming = found
+    permission = _permit(incoming, size=file.size, content_type=file.declared_type, sha256=str(file.sha256))
+    return DirectFile(file, permission)
 
 
 def complete(file_id: UUID, *, owner_id: UUID) -> File:
@@ -107,30 +113,30 @@ def complete(file_id: UUID, *, owner_id: UUID) -> File:
         raise NotFound("There is no such file.")
     if file.status is not FileStatus.PENDING:
         return file
+    storage_key = file.storage_key
     upload = _claim(file)
     try:
-        ready = _take_in(file, upload)
+        return _publish(file, _take_in(file, upload))
     except (Invalid, uploads.TypeNotAllowed):
         abort(file, upload.incoming_key)
         raise
     except AppError:
-        _open_again(file)
+        # The objects cannot be asked any more: their rows may have gone, and a rollback has made them forget.
+        _open_again(file_id, storage_key)
         raise
-    with transaction():
-        db.session.execute(delete(DirectUpload).where(DirectUpload.file_id == file.id))
-    return ready
 
 
 def find_open(file_id: UUID) -> str | None:
     """Return where the bytes of a direct upload would be that nobody is completing."""
-    is_open = DirectUpload.completing_at.is_(None)
-    return db.session.scalar(select(DirectUpload.incoming_key).where(DirectUpload.file_id == file_id, is_open))
+    return db.session.scalar(select(DirectUpload.incoming_key).where(DirectUpload.file_id == file_id, _is_open()))
 
 
-def abort(file: File, incoming_key: str) -> None:
-    """End a direct upload: the row with what it reserved, and the bytes if there are any."""
-    if uploads.abandon(file):
+def abort(file: File, incoming_key: str) -> bool:
+    """End a direct upload, its row with what that reserved and its bytes; tell whether it was still pending."""
+    was_pending = uploads.abandon(file)
+    if was_pending:
         storage().delete(incoming_key)
+    return was_pending
 
 
 def _storage() -> DirectStorage:
@@ -140,23 +146,24 @@ def _storage() -> DirectStorage:
     return store
 
 
-def _permit(file: File, incoming_key: str) -> DirectFile:
+def _permit(incoming_key: str, *, size: int, content_type: str, sha256: str) -> Permission:
+    store = _storage()
+    give_back()  # who signs may have to fetch credentials first
     expires_at = utcnow() + timedelta(seconds=URL_SECONDS)
-    url, headers = _storage().upload_target(
-        incoming_key,
-        size=file.size,
-        content_type=file.declared_type,
-        sha256=str(file.sha256),
-        seconds=URL_SECONDS,
+    url, headers = store.upload_target(
+        incoming_key, size=size, content_type=content_type, sha256=sha256, seconds=URL_SECONDS
     )
-    return DirectFile(file, Permission("PUT", url, headers, expires_at))
+    return Permission("PUT", url, headers, expires_at)
+
+
+def _is_open() -> ColumnElement[bool]:
+    return or_(DirectUpload.completing_at.is_(None), DirectUpload.completing_at < utcnow() - COMPLETING)
 
 
 def _claim(file: File) -> DirectUpload:
     """Let one completion at a time go on."""
     now = utcnow()
-    free = or_(DirectUpload.completing_at.is_(None), DirectUpload.completing_at < now - COMPLETING)
-    claim = update(DirectUpload).where(DirectUpload.file_id == file.id, DirectUpload.expires_at > now, free)
+    claim = update(DirectUpload).where(DirectUpload.file_id == file.id, DirectUpload.expires_at > now, _is_open())
     statement = claim.values(completing_at=now).returning(DirectUpload)
     with transaction():
         upload: DirectUpload | None = db.session.scalar(statement, execution_options={"populate_existing": True})
@@ -165,27 +172,39 @@ def _claim(file: File) -> DirectUpload:
     return upload
 
 
-def _take_in(file: File, upload: DirectUpload) -> File:
+def _take_in(file: File, upload: DirectUpload) -> uploads.Checked:
+    """Move the bytes to where nobody else can put any, and check them there."""
     store = _storage()
-    give_back()
     try:
-        store.move(upload.incoming_key, file.storage_key)
+        # An earlier completion may have moved them and died.
+        with suppress(ObjectMissing):
+            store.move(upload.incoming_key, file.storage_key)
+        with store.open(file.storage_key) as content:
+            return _check(file, content)
     except ObjectMissing:
-        # An earlier completion may have got this far and died.
-        if store.find(file.storage_key) is None:
-            raise UploadIncomplete() from None
-    description = uploads.Description(
-        UploadMethod.DIRECT, file.filename, file.declared_type, sha256=file.sha256, sha256_pointer="/sha256"
-    )
-    with store.open(file.storage_key) as content:
-        size, sha256 = measure(content)
-        if size != file.size:
-            raise Invalid.field("/size", uploads.DIGEST_MISMATCH, "The bytes in storage are of another number.")
-        content.seek(0)
-        checked = uploads.check(description, content, size=size, sha256=sha256)
-    return uploads.publish(file, checked, ready_at=utcnow())
+        raise UploadIncomplete() from None
 
 
-def _open_again(file: File) -> None:
+def _check(file: File, content: BinaryIO) -> uploads.Checked:
+    size, sha256 = measure(content)
+    if size != file.size:
+        raise Invalid.field("/size", uploads.DIGEST_MISMATCH, "The bytes in storage are of another number.")
+    content.seek(0)
+    described = uploads.Description(UploadMethod.DIRECT, file.filename, file.declared_type, sha256=file.sha256)
+    return uploads.check(described, content, size=size, sha256=sha256)
+
+
+def _publish(file: File, checked: uploads.Checked) -> File:
     with transaction():
-        db.session.execute(update(DirectUpload).where(DirectUpload.file_id == file.id).values(completing_at=None))
+        ready = uploads.publish(file, checked, ready_at=utcnow())
+        db.session.execute(delete(DirectUpload).where(DirectUpload.file_id == ready.id))
+    return ready
+
+
+def _open_again(file_id: UUID, storage_key: str) -> None:
+    """Let it be completed later; of a file that has gone meanwhile delete the bytes, which had been moved."""
+    with transaction():
+        db.session.execute(update(DirectUpload).where(DirectUpload.file_id == file_id).values(completing_at=None))
+        is_there = db.session.scalar(select(exists().where(File.id == file_id)))
+    if not is_there:
+        storage().delete(storage_key)

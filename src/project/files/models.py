@@ -19,7 +19,7 @@ class FileStatus(StrEnum):
 
     pending → ready, when the bytes are stored and checked, or the row goes. ready, missing → deleting, by its owner,
     an administrator or the erasure of the account; then the bytes go, and the row with them. ready → missing, when
-    a sweep finds no bytes.
+    a sweep finds no bytes, and back when one finds them again.
     """
 
     PENDING = "pending"

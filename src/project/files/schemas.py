@@ -9,7 +9,7 @@ from typing_extensions import override
 from project.config import settings
 from project.errors import field_code
 from project.files import thumbnails
-from project.files.media_types import parse_declared
+from project.files.media_types import DECLARED, parse_declared
 from project.files.models import SORTS, File, FileStatus, Visibility
 from project.files.parts import Part
 from project.json import InvalidJson, loads
@@ -107,8 +107,9 @@ class Pattern(validate.Regexp):
         return Message(super()._format_error(value), FORMAT)
 
 
-def _filename(**options: Any) -> String:
-    return String(metadata={"example": "holiday.jpg"}, validate=Length(max=10_000), **options)
+def _filename(**options: Any) -> fields.String:
+    # Of any characters and length: names are cleaned, never refused, and the size of a request is bounded anyway.
+    return fields.String(metadata={"example": "holiday.jpg"}, **options)
 
 
 def _purpose(**options: Any) -> String:
@@ -187,7 +188,7 @@ class DirectUploadCreate(Schema):
 
     filename = _filename(required=True)
     size = Integer(required=True, validate=Range(1, MAX_INT64), metadata={"example": 482113, "description": "Bytes."})
-    content_type = MediaType(required=True, metadata={"example": "image/jpeg"})
+    content_type = MediaType(required=True, metadata={"example": "image/jpeg", "pattern": DECLARED})
     sha256 = _sha256(required=True)
     visibility = Choice(Visibility, load_default=Visibility.PRIVATE, metadata={"example": "private"})
     purpose = _purpose(allow_none=True)
@@ -227,7 +228,7 @@ FileQuery = page_query(
     purpose=_purpose(),
     content_type=String(
         data_key="type",
-        validate=Pattern(r"^[a-z0-9.+-]+/(\*|[a-z0-9.+-]+)$", error="Send image/png, or image/* for all."),
+        validate=Pattern(r"^[a-z0-9!#$&^_.+-]+/(\*|[a-z0-9!#$&^_.+-]+)$", error="Send image/png, or image/* for all."),
         metadata={"description": "A type, or a group such as `image/*`."},
     ),
     q=String(validate=Length(1, 200), metadata={"description": "Part of a file name."}),

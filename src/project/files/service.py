@@ -4,14 +4,14 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, delete, or_, select, update
+from sqlalchemy import ColumnElement, delete, or_, select, union_all, update
 
 from project import audit
-from project.database import db, transaction
-from project.errors import Conflict, Forbidden, NotFound, PreconditionFailed
+from project.database import db, give_back, transaction
+from project.errors import Conflict, Forbidden, NotFound, PreconditionFailed, Unavailable
 from project.etags import Expected, check, matches
 from project.files import direct, quota
-from project.files.models import SORTS, File, FileStatus, FileVariant, Visibility
+from project.files.models import SORTS, DirectUpload, File, FileStatus, FileVariant, Visibility
 from project.files.names import clean_filename
 from project.files.storage import ObjectMissing, storage
 from project.jobs import defer, task
@@ -168,8 +168,9 @@ def delete_file(file_id: UUID, *, caller: Principal, expected: Expected = None) 
         raise Forbidden()
     if file.status is FileStatus.PENDING:
         check(file, expected)
-        _abort(file)
-        return
+        if _abort(file, caller):
+            return
+        # Completed in between: it is deleted like any other.
     stored = File.status.in_([FileStatus.READY, FileStatus.MISSING])
     change = update(File).where(File.id == file_id, stored, matches(File, expected))
     with transaction():
@@ -177,16 +178,25 @@ def delete_file(file_id: UUID, *, caller: Principal, expected: Expected = None) 
         if db.session.scalar(statement) is None:
             get_file(file_id, reader=caller)
             raise PreconditionFailed()
-        if file.owner_id != caller.id:
-            audit.record("file_deleted", actor_id=caller.id, target_type="file", target_id=file_id)
+        _record_deletion(file, caller)
         defer(purge, file_id=file_id)
 
 
-def _abort(file: File) -> None:
+def _abort(file: File, caller: Principal) -> bool:
+    """End a direct upload; tell whether it was still one."""
     incoming_key = direct.find_open(file.id)
     if incoming_key is None:
         raise NotReady("The file is being uploaded; delete it when it is ready.")
-    direct.abort(file, incoming_key)
+    if not direct.abort(file, incoming_key):
+        return False
+    with transaction():
+        _record_deletion(file, caller)
+    return True
+
+
+def _record_deletion(file: File, caller: Principal) -> None:
+    if file.owner_id != caller.id:
+        audit.record("file_deleted", actor_id=caller.id, target_type="file", target_id=file.id)
 
 
 @task
@@ -197,6 +207,7 @@ def purge(*, file_id: str) -> None:
     if file is None:
         return
     variants = db.session.scalars(select(FileVariant.storage_key).where(FileVariant.file_id == file.id)).all()
+    give_back()
     for key in (*variants, file.storage_key):
         storage().delete(key)
     with transaction():
@@ -207,18 +218,39 @@ def purge(*, file_id: str) -> None:
 
 @task
 def purge_deleted() -> None:
-    """Remove what is left of every deleted file."""
-    while ids := db.session.scalars(select(File.id).where(File.status == FileStatus.DELETING).limit(100)).all():
-        for file_id in ids:
+    """Remove what is left of every deleted file.
+
+    Raises:
+        Unavailable: some could not be removed; the job comes again for them.
+    """
+    failure: Unavailable | None = None
+    for file_id in db.session.scalars(select(File.id).where(File.status == FileStatus.DELETING)).all():
+        try:
             purge(file_id=str(file_id))
+        except Unavailable as error:
+            failure = error
+    if failure is not None:
+        raise failure
+
+
+@task
+def delete_object(*, key: str) -> None:
+    """Remove bytes that no row leads to any more."""
+    storage().delete(key)
 
 
 @on_erase
 def forget_files(user_id: UUID) -> None:
-    """Delete the files of an erased account and stop its uploads; the bytes go in a job."""
-    db.session.execute(delete(File).where(File.owner_id == user_id, File.status == FileStatus.PENDING))
-    stored = update(File).where(File.owner_id == user_id)
+    """Delete the files of an erased account and stop its uploads; the bytes go in jobs."""
+    pending = (File.owner_id == user_id, File.status == FileStatus.PENDING)
+    incoming = select(DirectUpload.incoming_key).join(File, File.id == DirectUpload.file_id).where(*pending)
+    # What died while it was stored has its bytes under the file's own key.
+    stored = select(File.storage_key).where(*pending)
+    for key in db.session.scalars(union_all(incoming, stored)).all():
+        defer(delete_object, key=key)
+    db.session.execute(delete(File).where(*pending))
+    others = update(File).where(File.owner_id == user_id)
     anonymous: dict[str, Any] = {"owner_id": None, "filename": "file", "labels": {}, "purpose": None}
-    db.session.execute(stored.values(status=FileStatus.DELETING, version=File.version + 1, **anonymous))
+    db.session.execute(others.values(status=FileStatus.DELETING, version=File.version + 1, **anonymous))
     quota.forget(user_id)
     defer(purge_deleted)

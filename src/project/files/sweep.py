@@ -20,7 +20,7 @@ from project.files import direct, quota, uploads
 from project.files.models import DirectUpload, File, FileStatus, FileVariant, StorageUsage
 from project.files.parts import SUFFIX, measure
 from project.files.service import purge
-from project.files.storage import ObjectMissing, Stored, storage
+from project.files.storage import ObjectMissing, Stored, disk_errors, storage
 from project.jobs import periodic
 
 logger = logging.getLogger(__name__)
@@ -39,6 +39,7 @@ class Swept:
     deleted: int = 0
     orphans: int = 0
     missing: int = 0
+    found: int = 0
     recounted: int = 0
 
 
@@ -53,13 +54,16 @@ class Verified:
 def sweep(*, older_than: int = OLDER_THAN, dry_run: bool = False) -> Swept:
     """Cure all that a crash can leave, as far as it is older than `older_than` seconds, and count it."""
     before = utcnow() - timedelta(seconds=older_than)
+    # First, since counters that are too low let nothing be taken from them.
+    recounted = sum(quota.recount(user_id, dry_run=dry_run) for user_id in _ids(StorageUsage.user_id))
     return Swept(
         uploads=_end_uploads(before, dry_run=dry_run),
         parts=_remove_parts(before, dry_run=dry_run),
         deleted=_finish_deletions(before, dry_run=dry_run),
         orphans=_remove_orphans(before, dry_run=dry_run),
         missing=_mark_missing(dry_run=dry_run),
-        recounted=sum(quota.recount(user_id, dry_run=dry_run) for user_id in _ids(StorageUsage.user_id)),
+        found=_mark_found(dry_run=dry_run),
+        recounted=recounted,
     )
 
 
@@ -130,16 +134,25 @@ def _end_upload(file_id: UUID) -> None:
 
 
 def _remove_parts(before: datetime, *, dry_run: bool) -> int:
-    """Remove what was being received by a process that is no more; the rows of the dead are gone already."""
+    """Remove what was being received by processes that are no more: no living upload has it."""
     count = 0
     for path in storage().incoming_parts.glob(f"*{SUFFIX}"):
-        pending = select(File.id).where(File.id == UUID(path.stem), File.status == FileStatus.PENDING)
-        with suppress(FileNotFoundError):  # the upload has just ended
-            if datetime.fromtimestamp(path.stat().st_mtime, UTC) < before and db.session.scalar(pending) is None:
+        with disk_errors(), suppress(FileNotFoundError):  # the upload has just ended
+            if datetime.fromtimestamp(path.stat().st_mtime, UTC) < before and not _is_living(path.stem, before):
                 count += 1
                 if not dry_run:
                     path.unlink()
     return count
+
+
+def _is_living(part: str, before: datetime) -> bool:
+    """Tell whether this is the name of a part that is being received; what has another kind of name is a stranger's."""
+    try:
+        file_id = UUID(part)
+    except ValueError:
+        return True
+    living = select(File.id).where(File.id == file_id, File.status == FileStatus.PENDING, File.updated_at >= before)
+    return db.session.scalar(living) is not None
 
 
 def _finish_deletions(before: datetime, *, dry_run: bool) -> int:
@@ -170,18 +183,37 @@ def _without_row(batch: list[Stored]) -> list[Stored]:
 def _mark_missing(*, dry_run: bool) -> int:
     count = 0
     for file_id in _ids(File.id, File.status == FileStatus.READY):
-        key = db.session.scalar(select(File.storage_key).where(File.id == file_id))
-        if key is None or storage().find(key) is not None:
+        if _has_bytes(file_id):
             continue
         if dry_run:
             count += 1
-            continue
-        lost = update(File).where(File.id == file_id, File.status == FileStatus.READY)
-        with transaction():
-            marked = lost.values(status=FileStatus.MISSING, version=File.version + 1).returning(File.id)
-            count += db.session.scalar(marked) is not None
-        logger.error("file_lost", extra={"file": str(file_id)})
+        elif _mark(file_id, FileStatus.READY, FileStatus.MISSING):
+            count += 1
+            logger.error("file_lost", extra={"file": str(file_id)})
     return count
+
+
+def _mark_found(*, dry_run: bool) -> int:
+    """Take back what was said of files whose bytes were away with a disk, or came back with a backup."""
+    count = 0
+    for file_id in _ids(File.id, File.status == FileStatus.MISSING):
+        if _has_bytes(file_id) and (dry_run or _mark(file_id, FileStatus.MISSING, FileStatus.READY)):
+            count += 1
+    return count
+
+
+def _has_bytes(file_id: UUID) -> bool:
+    file = db.session.get(File, file_id, populate_existing=True)
+    stored = storage().find(file.storage_key) if file else None
+    # One that was deleted meanwhile is no concern of ours.
+    return file is None or (stored is not None and stored.size == file.size)
+
+
+def _mark(file_id: UUID, before: FileStatus, after: FileStatus) -> bool:
+    change = update(File).where(File.id == file_id, File.status == before)
+    with transaction():
+        marked = change.values(status=after, version=File.version + 1).returning(File.id)
+        return db.session.scalar(marked) is not None
 
 
 def _problem(file: File) -> str | None:
@@ -191,7 +223,9 @@ def _problem(file: File) -> str | None:
             found = measure(content)
     except ObjectMissing:
         return "its bytes are missing"
-    return None if found == (file.size, file.sha256) else "its bytes are not those that were stored"
+    if found != (file.size, file.sha256):
+        return "its bytes are not those that were stored"
+    return "it counts as missing, and its bytes are there" if file.status is FileStatus.MISSING else None
 
 
 def _stored() -> Select[UUID]:

@@ -29,7 +29,7 @@ from project.files.models import File, FileStatus, UploadMethod, Visibility
 from project.files.names import clean_filename
 from project.files.parts import Part
 from project.files.storage import disk_errors, new_key, storage
-from project.files.thumbnails import PICTURES, dimensions
+from project.files.thumbnails import dimensions
 from project.idempotency_keys import attach
 from project.users import service as users
 
@@ -98,11 +98,11 @@ def check_size(size: int) -> None:
         raise FileTooLarge()
 
 
-def new_part(file_id: UUID | None = None, *, reserved: int | None = None) -> Part:
-    """Make a part that refuses what is over FILES_MAX_SIZE, or over what was reserved of a smaller quota."""
+def new_part(file_id: UUID | None = None, *, room: int | None = None) -> Part:
+    """Make a part that refuses what is over FILES_MAX_SIZE, or over the room that there is if that is less."""
     limit = settings.files.max_size
-    if reserved is not None and reserved < limit:
-        return Part(file_id or uuid7(), limit=reserved, refusal=quota.QuotaExceeded())
+    if room is not None and room < limit:
+        return Part(file_id or uuid7(), limit=room, refusal=quota.QuotaExceeded())
     return Part(file_id or uuid7(), limit=limit, refusal=FileTooLarge())
 
 
@@ -123,7 +123,7 @@ def upload_raw(description: Description, blocks: Iterable[bytes], *, owner_id: U
     room = length or max(1, min(settings.files.max_size, quota.usage(owner_id).available))
     file = begin(description, owner_id=owner_id, size=room)
     with _undone_on_error(file):
-        part = new_part(file.id, reserved=room)
+        part = new_part(file.id, room=room)
         try:
             _receive(part, blocks, file)
             if length is not None and part.size != length:
@@ -187,8 +187,7 @@ def check(description: Description, content: BinaryIO, *, size: int, sha256: str
     if not is_allowed(content_type, settings.files.allowed_types):
         raise TypeNotAllowed(f"The file is {content_type}, which is not accepted here.")
     content.seek(0)
-    found = dimensions(content, content_type) if content_type in PICTURES else None
-    width, height = found or (None, None)
+    width, height = dimensions(content, content_type) or (None, None)
     return Checked(size, sha256, content_type, width, height)
 
 
@@ -200,7 +199,9 @@ def publish(file: File, checked: Checked, *, ready_at: datetime) -> File:
     """
     reserved = file.reserved  # the row that comes back is the same object
     pending = update(File).where(File.id == file.id, File.status == FileStatus.PENDING)
-    statement = pending.values(status=FileStatus.READY, reserved=0, ready_at=ready_at, **asdict(checked))
+    statement = pending.values(
+        status=FileStatus.READY, reserved=0, ready_at=ready_at, version=File.version + 1, **asdict(checked)
+    )
     with transaction():
         ready: File | None = db.session.scalar(statement.returning(File), execution_options={"populate_existing": True})
         if ready is not None and ready.owner_id is not None:

@@ -183,9 +183,10 @@ def erase_user(user_id: UUID, *, actor_id: UUID | None, expected: Expected = Non
     }
     with transaction():
         _apply(user_id, expected, values)
-        forget(user_id)
         for eraser in _erasers:
             eraser(user_id)
+        # Last, since whoever makes something under a key locks what they make first.
+        forget(user_id)
         _record("user_erased", user_id, actor_id=actor_id)
 
 
