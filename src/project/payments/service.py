@@ -223,7 +223,8 @@ def finish_operation(payment: Payment, *, actor: str) -> Payment:
     Raises:
         PaymentDeclined, InvalidState: it cannot be done any more.
     """
-    ref, key = str(payment.provider_ref), f"{payment.id}:{payment.pending_operation}"
+    # With the amount: the provider repeats its refusal of another one to whoever asks with the same key.
+    ref, key = str(payment.provider_ref), f"{payment.id}:{payment.pending_operation}:{payment.pending_amount or ''}"
     give_back()
     try:
         if payment.pending_operation is Operation.CAPTURE:

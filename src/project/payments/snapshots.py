@@ -73,6 +73,9 @@ def _locked(payment_id: UUID) -> Payment:
 
 def _take_over(payment: Payment, snapshot: PaymentSnapshot) -> None:
     now = utcnow()
+    # Before anything is set: the statement would write the rest first, and half of a success is refused.
+    if snapshot.status is PaymentStatus.SUCCEEDED:
+        payment.receipt_number = _next_receipt_number(now, livemode=payment.livemode)
     payment.provider_ref = snapshot.ref
     payment.status = snapshot.status
     payment.amount_capturable = snapshot.amount_capturable
@@ -93,7 +96,6 @@ def _take_over(payment: Payment, snapshot: PaymentSnapshot) -> None:
     if snapshot.status is PaymentStatus.SUCCEEDED:
         payment.amount_captured = snapshot.amount_received
         payment.succeeded_at = now
-        payment.receipt_number = _next_receipt_number(now, livemode=payment.livemode)
 
 
 def _book_capture(payment: Payment) -> None:
