@@ -146,6 +146,7 @@ def test_files_are_filtered_by_type(add, listed):
     for kind in ("image/png", "text/plain", "imagex/png"):
         assert listed(f"type={kind}") == [found[kind]]
     assert listed("type=audio/*") == listed("type=image/pn") == listed("type=image/.png") == []
+    assert listed("type=im_ge/*") == listed("type=image/p_g") == []
 
 
 def test_what_was_declared_is_nothing_to_filter_by(add, listed):

@@ -17,13 +17,15 @@ METHODS = {"get", "put", "post", "patch", "delete"}
 class Operation:
     """One operation of the document.
 
-    `content_type` is that of its body, "" without one; `example` and `properties` are those of a JSON body.
+    `optional` is true of one that can do without its token. `content_type` is that of its body, "" without one;
+    `example` and `properties` are those of a JSON body.
     """
 
     id: str
     method: str
     path: str
     security: tuple[str, ...]
+    optional: bool
     statuses: frozenset[int]
     content_type: str
     example: dict[str, Any]
@@ -51,6 +53,7 @@ def _operations(document: dict[str, Any]) -> Iterator[Operation]:
                 id=described["operationId"],
                 method=method.upper(),
                 path=path,
+                optional={} in described["security"],
                 security=tuple(scheme for alternative in described["security"] for scheme in alternative),
                 statuses=frozenset(int(status) for status in described["responses"]),
                 content_type=next(iter(bodies), ""),

@@ -1,8 +1,10 @@
 """Bodies that parsers disagree about, that are cut or too large: refused by every operation, and without effect."""
 
 import gzip
+import hashlib
 import json
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -14,7 +16,9 @@ from tests.http.client import (
     new_address,
     problem,
 )
+from tests.http.conftest import Cluster
 from tests.http.document import Operation, send
+from tests.http.files import BOUNDARY, FORM, forget_peak, peak_of
 
 JSON = "application/json"
 LIMIT = 256 * 1024
@@ -242,6 +246,90 @@ def test_nothing_to_change_changes_nothing(user: Account) -> None:
     assert user.api.patch("/v1/users/me", json={}).status_code == 200
     after = user.api.get("/v1/users/me")
     assert (after.content, after.headers["ETag"]) == (before.content, before.headers["ETag"])
+
+
+# --- forms -----------------------------------------------------------------------------------------------------------
+
+A_FILE = b'Content-Disposition: form-data; name="file"; filename="a"'
+DELIMITER = b"--" + BOUNDARY.encode()
+
+
+def a_form(*parts: tuple[bytes, bytes]) -> bytes:
+    """A form of parts, each its headers and its content."""
+    return b"".join(DELIMITER + b"\r\n%s\r\n\r\n%s\r\n" % part for part in parts) + DELIMITER + b"--\r\n"
+
+
+def a_field(name: bytes) -> bytes:
+    return b'Content-Disposition: form-data; name="%s"' % name
+
+
+# What parsers of forms were brought down with (CVE-2023-25577, CVE-2023-46136, CVE-2024-49767), and what is no form.
+HOSTILE_FORMS: dict[str, tuple[Callable[[], bytes], int, str]] = {
+    "10,000 texts": (lambda: a_form(*[(a_field(b"x"), b"y")] * 10_000), 413, "payload_too_large"),
+    "10,000 files": (lambda: a_form(*[(A_FILE, b"y")] * 10_000), 413, "payload_too_large"),
+    "170,000 headers": (lambda: a_form((b"X: y\r\n" * 170_000 + A_FILE, b"x")), 413, "payload_too_large"),
+    "a header of 1 MB": (lambda: a_form((b"X: " + b"y" * 1_000_000, b"x")), 413, "payload_too_large"),
+    "a name of 1 MB": (lambda: a_form((a_field(b"x" * 1_000_000), b"x")), 413, "payload_too_large"),
+    "a field of 10 MB": (lambda: a_form((a_field(b"purpose"), bytes(10_000_000))), 413, "payload_too_large"),
+    "10 MB in front": (lambda: bytes(10_000_000) + b"\r\n" + a_form((A_FILE, b"x")), 413, "payload_too_large"),
+    "10 MB behind": (lambda: a_form((A_FILE, b"x")) + bytes(10_000_000), 413, "payload_too_large"),
+    "a form in a form": (
+        lambda: a_form((a_field(b"file") + b"\r\nContent-Type: multipart/mixed; boundary=x", b"--x\r\n\r\n--x--")),
+        422,
+        "validation_error",
+    ),
+    "no end": (lambda: a_form((A_FILE, b"x"))[: -len(DELIMITER)], 400, "incomplete_body"),
+    "no headers": (lambda: a_form((b"", b"x")), 400, "incomplete_body"),
+    "no disposition": (lambda: a_form((b"Content-Type: text/plain", b"x")), 400, "incomplete_body"),
+    "no name": (lambda: a_form((A_FILE.replace(b'name="file"; ', b""), b"x")), 422, "validation_error"),
+    "another boundary": (lambda: a_form((A_FILE, b"x")).replace(b"-tests", b"-others"), 400, "incomplete_body"),
+    "a text that is not UTF-8": (lambda: a_form((A_FILE, b"x"), (a_field(b"purpose"), b"\xff")), 400, "bad_request"),
+    "a surrogate": (lambda: a_form((A_FILE, b"x"), (a_field(b"purpose"), b"\xed\xa0\x80")), 400, "bad_request"),
+    "UTF-16": (
+        lambda: a_form((a_field(b"purpose") + b"\r\nContent-Type: text/plain; charset=utf-16", b"\xff\xfea\0")),
+        400,
+        "bad_request",
+    ),
+    "a charset for all": (lambda: a_form((a_field(b"_charset_"), b"utf-7"), (A_FILE, b"x")), 422, "validation_error"),
+}
+
+
+@pytest.mark.parametrize(("make", "status", "code"), HOSTILE_FORMS.values(), ids=list(HOSTILE_FORMS))
+def test_a_hostile_form_costs_neither_memory_nor_time_and_leaves_nothing(
+    user: Account, cluster: Cluster, make: Callable[[], bytes], status: int, code: str
+) -> None:
+    body, usage = make(), user.api.get("/v1/files/usage").content
+    forget_peak(cluster.first)
+    before, started = peak_of(cluster.first), time.monotonic()
+    # A connection of its own: the server ends one on which much was left unread.
+    fresh = user.api.with_token(user.access_token)
+    problem(fresh.post("/v1/files", data=body, headers={"Content-Type": FORM}), status, code)
+    assert time.monotonic() - started < 5
+    assert peak_of(cluster.first) - before < 20
+    assert user.api.get("/v1/files/usage").content == usage
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: b"\r\n" * 2_500_000,
+        lambda: b"\r" * 5_000_000,
+        lambda: (b"\r\n" + DELIMITER[:-1] + b"x") * 200_000,
+        lambda: b"\r\n" + DELIMITER[:-1],
+    ],
+    ids=["line ends", "halves of line ends", "what is nearly a boundary", "half a boundary"],
+)
+def test_a_file_that_looks_like_framing_is_stored_byte_for_byte(
+    user: Account, cluster: Cluster, make: Callable[[], bytes]
+) -> None:
+    content = make()
+    forget_peak(cluster.first)
+    before, started = peak_of(cluster.first), time.monotonic()
+    fresh = user.api.with_token(user.access_token)
+    response = fresh.post("/v1/files", data=a_form((A_FILE, content)), headers={"Content-Type": FORM})
+    assert response.json()["data"]["sha256"] == hashlib.sha256(content).hexdigest()
+    assert time.monotonic() - started < 5
+    assert peak_of(cluster.first) - before < 20
 
 
 # --- passwords: long ones are neither cut nor hashed -----------------------------------------------------------------

@@ -147,7 +147,9 @@ def test_anothers_session_is_answered_like_none(user: Account, admin: Account) -
 
 def test_anothers_file_is_answered_like_none_by_every_operation(user: Account, admin: Account, anonymous: Api) -> None:
     """But for what staff may: read about it, and delete it."""
-    their, share = file_of(admin), str(uuid4())
+    # Not `file_of(admin)`, which other tests may have changed or made public.
+    upload = admin.api.post("/v1/files", files={"file": ("hello.txt", b"hello", "text/plain")})
+    their, share = upload.json()["data"]["id"], str(uuid4())
     answers = {}
     for operation in read_operations(anonymous):
         if "{file_id}" in operation.path:

@@ -79,7 +79,7 @@ FILE_QUERIES = [
             "*",
             "image/**",
             "IMAGE/*",
-            "image/p_g",
+            "image/p(g",
             "image/p%25",
             "image/*%0A",
         )

@@ -39,7 +39,7 @@ SETTINGS = {
     "full_page_writes": "off",
     "wal_level": "minimal",
     "max_wal_senders": "0",
-    "max_connections": "200",
+    "max_connections": "300",
     "shared_buffers": "64MB",
     "timezone": "UTC",
 }
