@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -12,6 +13,7 @@ from flask import Flask
 
 from project.files import storage
 from project.files.storage import LocalStorage, Storage
+from tests.files.buckets import Bucket, Watched, the_bucket
 
 
 @pytest.fixture
@@ -44,3 +46,31 @@ def replace_storage(files_root: Path, monkeypatch: pytest.MonkeyPatch) -> Callab
         return store
 
     return put_in_place
+
+
+@pytest.fixture
+def bucket(set_files, files_root, s3_url, s3_credentials) -> Bucket:
+    """The bucket of the application, without an object."""
+    found = the_bucket(s3_url)
+    found.delete(*found.objects())
+    set_files(storage_url=found.url)
+    return found
+
+
+@pytest.fixture
+def watch(bucket, app, monkeypatch) -> Callable[..., None]:
+    """Let something happen around the verbs of the storage."""
+
+    def put_in_place(act: Callable[[str], object]) -> None:
+        with app.app_context():
+            store = Watched(act)
+        monkeypatch.setattr(storage, "_storage", lambda _url, _data_dir: store)
+
+    return put_in_place
+
+
+@pytest.fixture
+def later(time_machine) -> Callable[..., None]:
+    """Let time go by."""
+    time_machine.move_to(datetime.now(UTC))
+    return lambda **passed: time_machine.shift(timedelta(**passed))

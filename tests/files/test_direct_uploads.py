@@ -4,7 +4,7 @@ import hashlib
 from base64 import b64encode
 from collections import Counter
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -13,7 +13,7 @@ from sqlalchemy import Engine, select
 
 from project.database import db, utcnow
 from project.errors import Invalid, NotFound, Unavailable
-from project.files import direct, quota, service, storage
+from project.files import direct, quota, service
 from project.files.direct import UploadIncomplete
 from project.files.models import DirectUpload, File, FileStatus, StorageUsage
 from project.files.quota import Usage
@@ -25,7 +25,6 @@ from tests.factories import make_user
 from tests.files.asking import FILES, code, errors, relative
 from tests.files.buckets import (
     Bucket,
-    Watched,
     at,
     check_books,
     check_nothing_stored,
@@ -35,7 +34,6 @@ from tests.files.buckets import (
     send,
     sent_up,
     start,
-    the_bucket,
 )
 from tests.files.samples import picture
 from tests.files.uploading import (
@@ -53,34 +51,6 @@ DIRECT = f"{FILES}/direct"
 PNG = picture("PNG", (40, 20))
 OTHER = CONTENT[::-1]
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
-
-
-@pytest.fixture
-def bucket(set_files, files_root, s3_url, s3_credentials) -> Bucket:
-    """The bucket of the application, without an object."""
-    found = the_bucket(s3_url)
-    found.delete(*found.objects())
-    set_files(storage_url=found.url)
-    return found
-
-
-@pytest.fixture
-def watch(bucket, app, monkeypatch) -> Callable[..., None]:
-    """Let something happen around the verbs of the storage."""
-
-    def put_in_place(act: Callable[[str], object]) -> None:
-        with app.app_context():
-            store = Watched(act)
-        monkeypatch.setattr(storage, "_storage", lambda _url, _data_dir: store)
-
-    return put_in_place
-
-
-@pytest.fixture
-def later(time_machine) -> Callable[..., None]:
-    """Let time go by."""
-    time_machine.move_to(datetime.now(UTC))
-    return lambda **passed: time_machine.shift(timedelta(**passed))
 
 
 def described(content: bytes = PNG, **told: Any) -> dict[str, Any]:

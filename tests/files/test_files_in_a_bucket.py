@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
 from io import BytesIO
 from typing import Any
 
@@ -23,15 +22,12 @@ from project.users.models import User
 from tests.factories import make_user
 from tests.files.asking import FILES, TEXT, a_file, code, form, relative, stored_file, upload
 from tests.files.buckets import (
-    Bucket,
-    Watched,
     at,
     check_books,
     check_nothing_stored,
     parameters,
     request,
     sent_up,
-    the_bucket,
 )
 from tests.files.samples import HTML, PDF, SVG, picture
 from tests.files.uploading import (
@@ -50,34 +46,6 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 # Nobody listens there.
 AWAY = "s3://files?endpoint=http://127.0.0.1:1&region=us-east-1"
 NOBODY: dict[str, str] = {}
-
-
-@pytest.fixture
-def bucket(set_files, files_root, s3_url, s3_credentials) -> Bucket:
-    """The bucket of the application, without an object."""
-    found = the_bucket(s3_url)
-    found.delete(*found.objects())
-    set_files(storage_url=found.url)
-    return found
-
-
-@pytest.fixture
-def watch(bucket, app, monkeypatch) -> Callable[..., None]:
-    """Let something happen around the verbs of the storage."""
-
-    def put_in_place(act: Callable[[str], object]) -> None:
-        with app.app_context():
-            store = Watched(act)
-        monkeypatch.setattr(storage, "_storage", lambda _url, _data_dir: store)
-
-    return put_in_place
-
-
-@pytest.fixture
-def later(time_machine) -> Callable[..., None]:
-    """Let time go by."""
-    time_machine.move_to(datetime.now(UTC))
-    return lambda **passed: time_machine.shift(timedelta(**passed))
 
 
 @pytest.fixture

@@ -394,6 +394,22 @@ def test_a_digest_that_cannot_be_read_is_refused(client, as_user, kept, value):
     assert kept() == before
 
 
+def test_a_digest_may_have_parameters(client, as_user):
+    """RFC 8941 §3.1.2: what they mean is not said, so they are ignored."""
+    headers = {**as_user(), "Content-Digest": f"{as_digest(SHA256)};a=1, md5=:eA==:;b"}
+    assert client.post(RAW, data=TEXT, content_type="text/plain", headers=headers).status_code == 201
+    headers["Content-Digest"] = f"{as_digest(WRONG)};a=1"
+    response = client.post(RAW, data=TEXT, content_type="text/plain", headers=headers)
+    assert errors(response) == {"/header/Content-Digest": "digest_mismatch"}
+
+
+def test_a_field_of_a_form_that_is_not_utf_8_is_refused(client, as_user, kept):
+    before = kept()
+    response = client.post(FILES, headers=as_user(), **form(a_file(), Part("purpose", b"caf\xe9")))
+    assert code(response) == (400, "bad_request")
+    assert kept() == before
+
+
 def test_two_digests_that_disagree_are_refused(client, as_user):
     headers = {**as_user(), "Content-Digest": as_digest(SHA256), "Repr-Digest": as_digest(WRONG)}
     assert code(client.post(RAW, data=TEXT, content_type="text/plain", headers=headers)) == (400, "invalid_digest")
