@@ -7,8 +7,6 @@ from pathlib import Path
 from flask import Flask
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-import project.payments.models
-import project.payments.sandbox.models  # noqa: F401
 from project import api, cli, database, errors, headers, jobs, limits, mail, observability, pages
 from project.auth import tokens
 from project.config import flask_config, load_config

@@ -14,7 +14,7 @@ from webargs.flaskparser import FlaskParser
 from werkzeug.routing import UUIDConverter
 
 from project.errors import AppError, Invalid
-from project.json import load_body
+from project.json import has_body, load_body
 from project.marks import mark
 from project.openapi import document_operation, envelope
 from project.pagination import Page, next_link
@@ -46,7 +46,10 @@ class Parser(FlaskParser):
 
     @override
     def load_json(self, req: Request, schema: Schema) -> Any:
-        """Return the strictly parsed body."""
+        """Return the strictly parsed body. A POST of which nothing is required may leave it out."""
+        is_optional = req.method == "POST" and not any(field.required for field in schema.fields.values())
+        if is_optional and not has_body(req):
+            return {}
         return load_body(req)
 
     @override
@@ -118,12 +121,19 @@ class Blueprint(flask_smorest.Blueprint):
         super().add_url_rule(rule, endpoint, view_func, **options)
 
     def response(
-        self, status_code: int, schema: Any = None, *, location: str | None = None, **kwargs: Any
+        self,
+        status_code: int,
+        schema: Any = None,
+        *,
+        location: str | None = None,
+        unsettled: bool = False,
+        **kwargs: Any,
     ) -> Callable[[View], View]:
         """Dump what the view returns into the envelope.
 
         A Page also gives `meta` and the Link header. `location` is a template over the returned object, such as
-        `/v1/users/{0.id}`, for the Location header that every 201 carries.
+        `/v1/users/{0.id}`, for the Location header that every 201 carries. With `unsettled` the view may also
+        answer 202 with the same object, while its outcome is not known.
         """
         dump = super().response(status_code, schema, **kwargs)
 
@@ -143,7 +153,7 @@ class Blueprint(flask_smorest.Blueprint):
                     del result.headers["Content-Type"]
                 return result, status, headers
 
-            return dump(prepared)  # type: ignore[no-any-return]  # flask-smorest is not typed
+            return mark(dump(prepared), unsettled=unsettled)  # type: ignore[no-any-return]  # flask-smorest is not typed
 
         return decorate
 

@@ -8,7 +8,7 @@ from project.payments.gateway import current_gateway
 from project.payments.gateway_types import Event, Intent, PaymentSnapshot, RefundSnapshot
 from project.payments.models import CaptureMethod
 from project.payments.sandbox import browser
-from project.payments.sandbox.events import signing_secret
+from project.payments.sandbox.delivery import signing_secret
 
 
 def make_payment(*, amount: int = 1000, currency: str = "USD", manual: bool = False) -> PaymentSnapshot:

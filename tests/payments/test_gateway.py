@@ -470,12 +470,13 @@ def test_the_sdk_writes_no_secrets_into_the_log(caplog):
 def test_the_settings_name_the_provider(app, session, monkeypatch):
     settings = app.extensions["settings"]
     sandbox = current_gateway()
-    monkeypatch.setitem(app.extensions, "settings", replace(settings, payments_provider="stripe"))
+    stripe = replace(settings.payments, provider="stripe", secret_key="sk_live_x")
+    monkeypatch.setitem(app.extensions, "settings", replace(settings, payments=stripe))
 
-    real = current_gateway(stripe_secret_key="sk_live_x")
+    real = current_gateway()
 
     assert (sandbox.livemode, real.livemode) == (False, True)
-    assert current_gateway(stripe_secret_key="sk_live_x") is real
+    assert current_gateway() is real
 
 
 def test_the_sdk_is_not_imported_before_it_is_needed():

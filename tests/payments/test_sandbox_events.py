@@ -254,12 +254,12 @@ def test_old_events_are_deleted(listener, time_machine):
 
 
 def test_a_signature_belongs_to_one_installation(app, monkeypatch):
-    ours = events.signing_secret()
+    ours = delivery.signing_secret()
     settings = app.extensions["settings"]
     monkeypatch.setattr("project.signing.settings", type("", (), {"secret_key": settings.secret_key + "x"}))
 
     assert ours.startswith("whsec_sbx_")
-    assert events.signing_secret() != ours
+    assert delivery.signing_secret() != ours
 
 
 # --- What is made to go wrong -----------------------------------------------------------------------------------------

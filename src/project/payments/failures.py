@@ -1,5 +1,7 @@
 """What clients are told when a provider refuses or fails."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http import HTTPStatus
 
 from project.errors import AppError, Conflict, InternalError, Invalid, Unavailable
@@ -59,6 +61,19 @@ class InvalidState(Conflict):
     code = "invalid_state"
     message = "The payment's state does not allow this."
     cure = "Read the payment again: its status, `pending_operation` and amounts say what is possible."
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """Tell clients in our words what the provider refuses in the block.
+
+    Raises:
+        AppError: see `refusal`.
+    """
+    try:
+        yield
+    except GatewayError as error:
+        raise refusal(error) from error
 
 
 def refusal(error: GatewayError) -> AppError:

@@ -4,15 +4,15 @@ import logging
 from uuid import UUID
 
 from sqlalchemy import select, update
-from sqlalchemy.exc import IntegrityError
 
 from project.database import db, give_back, insert, transaction, utcnow, uuid7
 from project.errors import Conflict, NotFound
 from project.jobs import defer, task
 from project.pagination import Page, PageRequest, paginate
 from project.payments.gateway import current_gateway
-from project.payments.gateway_types import Event, GatewayError, NoSuchObject
-from project.payments.models import EVENT_SORTS, EventStatus, Payment, WebhookEvent
+from project.payments.gateway_types import Event, NoSuchObject
+from project.payments.journal import EVENT_SORTS, EventStatus, WebhookEvent
+from project.payments.models import Payment
 from project.payments.snapshots import apply_dispute, apply_payment, apply_refund
 
 logger = logging.getLogger(__name__)

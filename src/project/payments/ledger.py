@@ -10,7 +10,8 @@ from sqlalchemy import Select, func, literal, select, union_all
 
 from project.database import db, insert, utcnow, uuid7
 from project.pagination import Page, PageRequest, paginate
-from project.payments.models import ENTRY_SORTS, LedgerEntry, Payment
+from project.payments.journal import ENTRY_SORTS, LedgerEntry
+from project.payments.models import Payment
 
 INCOME = "income:payments"
 REFUNDS = "contra:refunds"

@@ -7,8 +7,9 @@ from sqlalchemy import Select, String, and_, case, cast, func, or_, select
 from sqlalchemy.orm import InstrumentedAttribute
 
 from project.database import db
+from project.payments.journal import LedgerEntry
 from project.payments.ledger import TRANSFERS
-from project.payments.models import Dispute, LedgerEntry, Payment, PaymentStatus, Refund, RefundStatus
+from project.payments.models import Dispute, Payment, PaymentStatus, Refund, RefundStatus
 
 
 @dataclass(frozen=True)
@@ -28,18 +29,23 @@ def _rules() -> Iterator[tuple[str, Select[str]]]:
     yield "an entry moves a positive amount between two accounts of its kind", _odd_entries()
     yield "an event is posted once", _posted_twice()
     yield "captured is what was posted as captured", _differs(Payment.amount_captured, {"capture": 1})
-    yield "refunded is what was posted as refunded", _differs(
-        Payment.amount_refunded, {"refund": 1, "refund_reversal": -1}
+    yield (
+        "refunded is what was posted as refunded",
+        _differs(Payment.amount_refunded, {"refund": 1, "refund_reversal": -1}),
     )
-    yield "refunds never exceed what was captured", _text(Payment.id).where(
-        Payment.amount_refunded + Payment.amount_refund_reserved > Payment.amount_captured
+    yield (
+        "refunds never exceed what was captured",
+        _text(Payment.id).where(Payment.amount_refunded + Payment.amount_refund_reserved > Payment.amount_captured),
     )
     yield "what is reserved is what pending refunds ask", _reserved_otherwise()
     yield "what disputes hold is what was withdrawn and not decided", _held_otherwise()
     yield "a payment that succeeded has one capture and a receipt", _without_receipt()
-    yield "an entry has its payment's currency and mode", _text(LedgerEntry.id).join(
-        Payment, Payment.id == LedgerEntry.payment_id
-    ).where(or_(LedgerEntry.currency != Payment.currency, LedgerEntry.livemode != Payment.livemode))
+    yield (
+        "an entry has its payment's currency and mode",
+        _text(LedgerEntry.id)
+        .join(Payment, Payment.id == LedgerEntry.payment_id)
+        .where(or_(LedgerEntry.currency != Payment.currency, LedgerEntry.livemode != Payment.livemode)),
+    )
 
 
 def _text(column: object) -> Select[str]:
@@ -69,9 +75,7 @@ def _posted_twice() -> Select[str]:
 def _differs(column: InstrumentedAttribute[int], signs: dict[str, int]) -> Select[str]:
     """Find payments whose column is not the sum of their entries of these kinds."""
     signed = case({kind: sign * LedgerEntry.amount for kind, sign in signs.items()}, value=LedgerEntry.kind, else_=0)
-    posted = (
-        select(func.coalesce(func.sum(signed), 0)).where(LedgerEntry.payment_id == Payment.id).scalar_subquery()
-    )
+    posted = select(func.coalesce(func.sum(signed), 0)).where(LedgerEntry.payment_id == Payment.id).scalar_subquery()
     return _text(Payment.id).where(column != posted)
 
 

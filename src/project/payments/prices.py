@@ -6,6 +6,8 @@ from uuid import UUID
 from sqlalchemy import select, update
 
 from project import audit
+from project.config import settings
+from project.currencies import check_amount, check_currency
 from project.database import db, transaction, uuid7
 from project.errors import Invalid, NotFound, PreconditionFailed, field_code
 from project.etags import Expected, matches
@@ -15,6 +17,9 @@ from project.payments.models import PRICE_SORTS, Price
 from project.security import Principal, Role
 
 PRICE_INACTIVE = field_code("price_inactive", "This price is no longer offered.", "Choose one of GET /v1/prices.")
+INVALID_CURRENCY = field_code(
+    "invalid_currency", "Nothing can be paid in this currency.", "Use one of `currencies` in GET /v1/payments/config."
+)
 INVALID_AMOUNT = field_code("invalid_amount", "This amount cannot be paid.", "See the price for the amounts it allows.")
 
 
@@ -53,12 +58,38 @@ def create_price(*, actor_id: UUID | None, **values: Any) -> Price:
     Raises:
         Invalid: the amounts are neither the one nor the other, or the currency does not have such.
     """
-    price = Price(id=uuid7(), **values)
+    price = Price(id=uuid7(), **_checked(values))
     with transaction():
         db.session.add(price)
         attach(price.id)
         audit.record("price_created", actor_id=actor_id, target_type="price", target_id=price.id)
     return price
+
+
+def _checked(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the values of a new price, of which one shape of amounts is there and fits the currency."""
+    try:
+        currency = check_currency(values["currency"])
+    except ValueError as error:
+        raise Invalid.field("/currency", INVALID_CURRENCY, str(error)) from error
+    if currency not in settings.payments.currencies:
+        offered = ", ".join(settings.payments.currencies)
+        raise Invalid.field("/currency", INVALID_CURRENCY, f"Prices here are in {offered}.")
+    given = {name for name in ("unit_amount", "min_amount", "max_amount") if values.get(name) is not None}
+    if given not in ({"unit_amount"}, {"min_amount", "max_amount"}):
+        raise Invalid.field("/unit_amount", INVALID_AMOUNT, "Send unit_amount, or min_amount and max_amount.")
+    for name in given:
+        _check_amount(values[name], currency, f"/{name}")
+    if "max_amount" in given and values["max_amount"] < values["min_amount"]:
+        raise Invalid.field("/max_amount", INVALID_AMOUNT, "This is less than min_amount.")
+    return {**values, "currency": currency}
+
+
+def _check_amount(amount: int, currency: str, pointer: str) -> None:
+    try:
+        check_amount(amount, currency)
+    except ValueError as error:
+        raise Invalid.field(pointer, INVALID_AMOUNT, str(error)) from error
 
 
 def update_price(price_id: UUID, *, actor_id: UUID, expected: Expected = None, **changes: Any) -> Price:
@@ -101,6 +132,7 @@ def total(price: Price, *, quantity: int, amount: int | None) -> int:
     if amount is None or not (price.min_amount or 0) <= amount <= (price.max_amount or 0):
         bounds = f"Send an amount from {price.min_amount} to {price.max_amount}."
         raise Invalid.field("/amount", INVALID_AMOUNT, bounds)
+    _check_amount(amount, price.currency, "/amount")
     return amount
 
 

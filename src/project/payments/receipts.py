@@ -4,17 +4,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
-from iso4217 import Currency
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
-from sqlalchemy import select
 
-from project.config import settings
-from project.database import db
 from project.errors import Conflict
 from project.jobs import task
-from project.mail import send
-from project.payments.models import Payment, PaymentStatus, Refund, RefundStatus
-from project.users import service as users
+from project.payments.models import Refund
+from project.security import Principal
 
 _templates = Environment(
     loader=PackageLoader("project", "templates/receipts"),
@@ -51,3 +46,13 @@ class Receipt:
     def total(self) -> int:
         """What was paid and kept."""
         return self.amount - self.amount_refunded
+
+
+def get_receipt(payment_id: UUID, *, reader: Principal) -> Receipt:
+    """Return the receipt of one's own payment, or of anybody's for staff."""
+    raise NotImplementedError
+
+
+@task
+def send_receipt(*, payment_id: str) -> None:
+    """Mail the customer the receipt of a payment."""

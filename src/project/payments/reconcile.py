@@ -11,18 +11,11 @@ from project.config import settings
 from project.database import db, give_back, transaction, utcnow
 from project.errors import AppError
 from project.jobs import periodic
-from project.payments import inbox, ledger_check, service
+from project.payments import inbox, ledger_check, operations, service
 from project.payments.gateway import current_gateway
 from project.payments.gateway_types import GatewayError, PaymentSnapshot
-from project.payments.models import (
-    EventStatus,
-    Operation,
-    Payment,
-    PaymentStatus,
-    Refund,
-    RefundStatus,
-    WebhookEvent,
-)
+from project.payments.journal import EventStatus, WebhookEvent
+from project.payments.models import Operation, Payment, PaymentStatus, Refund, RefundStatus
 from project.payments.refunds import ask_to_refund
 from project.payments.snapshots import apply_payment, apply_refund, release_refund
 
@@ -56,8 +49,8 @@ def reconcile(*, since: timedelta = timedelta(hours=48), settled: timedelta = SE
     report = Report()
     before = utcnow() - settled
     _each(report, _lost_creates(before), _settle_create)
-    _each(report, _open_payments(before), lambda payment: service.sync(payment, actor="reconcile"))
-    _each(report, _open_operations(before), lambda payment: service.finish_operation(payment, actor="reconcile"))
+    _each(report, _open_payments(before), lambda payment: service.update_from_provider(payment, actor="reconcile"))
+    _each(report, _open_operations(before), lambda payment: operations.finish_operation(payment, actor="reconcile"))
     _each(report, _open_refunds(before), _settle_refund)
     _process_events(report, before)
     _expire(report)
@@ -136,7 +129,7 @@ def _expire(report: Report) -> None:
                 execution_options={"populate_existing": True},
             )
         if ended is not None:
-            _each(report, iter([ended]), lambda row: service.finish_operation(row, actor="reconcile"))
+            _each(report, iter([ended]), lambda row: operations.finish_operation(row, actor="reconcile"))
             report.expired += 1
 
 

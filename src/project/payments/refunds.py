@@ -9,6 +9,7 @@ from project.database import db, give_back, transaction, uuid7
 from project.errors import Conflict, Invalid, field_code
 from project.idempotency_keys import attach
 from project.pagination import Page, PageRequest, paginate
+from project.payments import timeline
 from project.payments.failures import InvalidState, refusal
 from project.payments.gateway import current_gateway
 from project.payments.gateway_types import GatewayError, OutcomeUnknown, TooManyRequests
@@ -21,8 +22,9 @@ from project.payments.models import (
     RefundReason,
     RefundStatus,
 )
-from project.payments.service import get_payment
-from project.payments.snapshots import apply_refund, note, release_refund
+from project.payments.service import get_payment, reader_of
+from project.payments.snapshots import apply_refund, release_refund
+from project.security import Principal
 
 REFUND_EXCEEDS_AVAILABLE = field_code(
     "refund_exceeds_available", "This is more than can be given back.", "Refund at most `amount_refundable`."
@@ -43,7 +45,7 @@ def create_refund(
     staff_id: UUID,
     amount: int | None = None,
     reason: RefundReason | None = None,
-    remark: str | None = None,
+    note: str | None = None,
 ) -> Refund:
     """Give back a part of what was captured, or all that is left; pending while the provider's answer is unknown.
 
@@ -59,11 +61,11 @@ def create_refund(
             amount=amount,
             currency=payment.currency,
             reason=reason,
-            note=remark,
+            note=note,
             requested_by=staff_id,
         )
         db.session.add(refund)
-        note(payment_id, f"staff:{staff_id}", "refund_asked", refund_id=str(refund.id), amount=amount)
+        timeline.note(payment_id, f"staff:{staff_id}", "refund_asked", refund_id=str(refund.id), amount=amount)
         audit.record("payment_refunded", actor_id=staff_id, target_type="payment", target_id=payment_id)
         attach(refund.id)
     return ask_to_refund(refund, payment, actor=f"staff:{staff_id}")
@@ -102,15 +104,15 @@ def resume_refund(refund_id: UUID) -> Refund:
     return ask_to_refund(refund, get_payment(refund.payment_id, reader_id=None), actor="system")
 
 
-def list_refunds(payment_id: UUID, *, caller_id: UUID, reader_id: UUID | None, page: PageRequest) -> Page[Refund]:
-    """Return a page of the refunds of a payment that the reader may see; `reader_id` None is for staff.
+def list_refunds(payment_id: UUID, *, caller: Principal, page: PageRequest) -> Page[Refund]:
+    """Return a page of the refunds of one's own payment, or of anybody's for staff.
 
     Raises:
         NotFound.
     """
-    get_payment(payment_id, reader_id=reader_id)
+    get_payment(payment_id, reader_id=reader_of(caller))
     statement = select(Refund).where(Refund.payment_id == payment_id)
-    return paginate(statement, page, sorts=REFUND_SORTS, tiebreaker=Refund.id, owner=(caller_id, payment_id))
+    return paginate(statement, page, sorts=REFUND_SORTS, tiebreaker=Refund.id, owner=(caller.id, payment_id))
 
 
 _LEFT = Payment.amount_captured - Payment.amount_refunded - Payment.amount_refund_reserved
@@ -126,7 +128,7 @@ def _reserve(payment_id: UUID, amount: int) -> Payment:
         Payment.status == PaymentStatus.SUCCEEDED,
         Payment.pending_operation.is_(None),
         Payment.dispute_status != DisputeState.OPEN,
-        _LEFT >= amount,
+        amount <= _LEFT,
     )
     values = {"amount_refund_reserved": Payment.amount_refund_reserved + amount, "version": Payment.version + 1}
     reserve = update(Payment).where(Payment.id == payment_id, *may).values(values).returning(Payment)

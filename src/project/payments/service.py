@@ -6,38 +6,31 @@ made from our rows: asked twice, it does it once.
 """
 
 from datetime import datetime
-from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Update, func, select, update
+from sqlalchemy import select, update
 from sqlalchemy.exc import IntegrityError
 
-from project import audit
 from project.config import settings
 from project.database import db, give_back, transaction, uuid7
-from project.errors import Conflict, Invalid, NotFound, field_code
+from project.errors import Conflict, NotFound
 from project.idempotency_keys import attach
+from project.limits import spend
 from project.pagination import Page, PageRequest, paginate
 from project.payments import prices
-from project.payments.failures import InvalidState, ProviderUnavailable, refusal
+from project.payments.failures import ProviderUnavailable, refusal, told
 from project.payments.gateway import current_gateway
 from project.payments.gateway_types import (
     GatewayError,
-    InOtherState,
     Intent,
     OutcomeUnknown,
     PaymentSnapshot,
     TooManyRequests,
 )
-from project.payments.models import PAYMENT_SORTS, CaptureMethod, Operation, Payment, PaymentStatus
-from project.payments.snapshots import apply_payment, note
+from project.payments.models import PAYMENT_SORTS, CaptureMethod, Payment, PaymentStatus
+from project.payments.snapshots import apply_payment
+from project.payments.timeline import note
 from project.security import Principal, Role
-
-AMOUNT_EXCEEDS_CAPTURABLE = field_code(
-    "amount_exceeds_capturable", "This is more than was authorised.", "Capture at most `amount_capturable`."
-)
-OPEN = (PaymentStatus.CREATED, PaymentStatus.REQUIRES_PAYMENT_METHOD, PaymentStatus.REQUIRES_ACTION)
-CANCELABLE = (*OPEN, PaymentStatus.PROCESSING, PaymentStatus.REQUIRES_CAPTURE)
 
 
 class PaymentExists(Conflict):
@@ -81,8 +74,8 @@ def create_payment(
         user_id=user_id,
         price_id=price.id,
         quantity=quantity,
-        provider=settings.payments_provider,
-        livemode=current_gateway().livemode,
+        provider=settings.payments.provider,
+        livemode=settings.payments.livemode,
         reference=reference,
         amount=prices.total(price, quantity=quantity, amount=amount),
         currency=price.currency,
@@ -152,8 +145,18 @@ def get_client_secret(payment_id: UUID, *, user_id: UUID) -> str:
     return str(with_client_secret(payment).client_secret)
 
 
+def fetch_client_secret(payment_id: UUID) -> str:
+    """Return the client secret for an answer that is told again; the payment stays as it is.
+
+    Raises:
+        ProviderUnavailable.
+    """
+    payment = db.session.scalars(select(Payment).where(Payment.id == payment_id)).one()
+    return str(_look(payment).client_secret)
+
+
 def with_client_secret(payment: Payment) -> Payment:
-    """Put the client secret, which we do not keep, on a payment as the provider has it now.
+    """Put the client secret, which we do not keep, on a payment, which becomes what the provider says.
 
     Raises:
         ProviderUnavailable.
@@ -164,7 +167,7 @@ def with_client_secret(payment: Payment) -> Payment:
     return fresh
 
 
-def sync(payment: Payment, *, actor: str) -> Payment:
+def update_from_provider(payment: Payment, *, actor: str) -> Payment:
     """Return a payment as the provider has it now; webhooks may be late, or not set up.
 
     Raises:
@@ -173,72 +176,6 @@ def sync(payment: Payment, *, actor: str) -> Payment:
     if payment.provider_ref is None:
         return ask_to_create(payment, actor=actor) if payment.status is PaymentStatus.CREATED else payment
     return apply_payment(payment.id, _look(payment), actor=actor)
-
-
-def capture_payment(payment_id: UUID, *, staff_id: UUID, amount: int | None = None) -> Payment:
-    """Take what was authorised, or a part of it; the rest is released. Its `pending_operation` is set while unknown.
-
-    Raises:
-        NotFound, InvalidState, PaymentDeclined. Invalid: amount_exceeds_capturable.
-    """
-    asked = func.coalesce(amount, Payment.amount_capturable)
-    may = (Payment.status == PaymentStatus.REQUIRES_CAPTURE, Payment.pending_operation.is_(None))
-    reserve = update(Payment).where(Payment.id == payment_id, *may, asked.between(1, Payment.amount_capturable))
-    values = {"pending_operation": Operation.CAPTURE, "pending_amount": asked, "version": Payment.version + 1}
-    with transaction():
-        payment = _changed(reserve, values)
-        if payment is None:
-            raise _not_capturable(payment_id, amount)
-        note(payment_id, f"staff:{staff_id}", "capture", amount=payment.pending_amount)
-        audit.record("payment_captured", actor_id=staff_id, target_type="payment", target_id=payment_id)
-        attach(payment_id)
-    return finish_operation(payment, actor=f"staff:{staff_id}")
-
-
-def cancel_payment(payment_id: UUID, *, caller: Principal, reason: str | None = None) -> Payment:
-    """Cancel a payment that was not made; what was authorised is released. Only staff cancel an authorised one.
-
-    Raises:
-        NotFound, InvalidState.
-    """
-    is_staff = caller.role.covers(Role.STAFF)
-    states = CANCELABLE if is_staff else (*OPEN, PaymentStatus.PROCESSING)
-    whose = [] if is_staff else [Payment.user_id == caller.id]
-    may = (Payment.status.in_(states), Payment.pending_operation.is_(None), *whose)
-    values = {"pending_operation": Operation.CANCEL, "version": Payment.version + 1}
-    actor = f"staff:{caller.id}" if is_staff else "user"
-    with transaction():
-        payment = _changed(update(Payment).where(Payment.id == payment_id, *may), values)
-        if payment is None:
-            get_payment(payment_id, reader_id=None if is_staff else caller.id)
-            raise InvalidState()
-        note(payment_id, actor, "cancel", reason=reason)
-        attach(payment_id)
-    return finish_operation(payment, actor=actor)
-
-
-def finish_operation(payment: Payment, *, actor: str) -> Payment:
-    """Ask the provider for what `pending_operation` says, and apply its answer; asked again it does it once.
-
-    Raises:
-        PaymentDeclined, InvalidState: it cannot be done any more.
-    """
-    # With the amount: the provider repeats its refusal of another one to whoever asks with the same key.
-    ref, key = str(payment.provider_ref), f"{payment.id}:{payment.pending_operation}:{payment.pending_amount or ''}"
-    give_back()
-    try:
-        if payment.pending_operation is Operation.CAPTURE:
-            snapshot = current_gateway().capture(ref, amount=payment.pending_amount, key=key)
-        else:
-            snapshot = current_gateway().cancel(ref, key=key)
-    except (OutcomeUnknown, TooManyRequests):
-        return payment
-    except GatewayError as error:
-        _give_up_operation(payment)
-        if isinstance(error, InOtherState):
-            sync(payment, actor=actor)
-        raise refusal(error) from error
-    return apply_payment(payment.id, snapshot, actor=actor)
 
 
 def get_payment(payment_id: UUID, *, reader_id: UUID | None) -> Payment:
@@ -254,6 +191,24 @@ def get_payment(payment_id: UUID, *, reader_id: UUID | None) -> Payment:
     if payment is None:
         raise NotFound("There is no such payment.")
     return payment
+
+
+def read_payment(payment_id: UUID, *, caller: Principal, sync: bool = False) -> Payment:
+    """Return a payment of one's own, or anybody's to staff; with `sync` as the provider has it now.
+
+    Raises:
+        NotFound, RateLimited, ProviderUnavailable.
+    """
+    payment = get_payment(payment_id, reader_id=reader_of(caller))
+    if not sync:
+        return payment
+    spend("sync", str(caller.id), str(payment_id))
+    return update_from_provider(payment, actor="user" if payment.user_id == caller.id else f"staff:{caller.id}")
+
+
+def reader_of(caller: Principal) -> UUID | None:
+    """Return whose payments somebody sees: None, everybody's, for staff."""
+    return None if caller.role.covers(Role.STAFF) else caller.id
 
 
 def list_payments(
@@ -284,32 +239,10 @@ def _find_living(user_id: UUID, reference: str | None) -> UUID | None:
     return db.session.scalar(select(Payment.id).where(*living))
 
 
-def _changed(statement: Update, values: dict[str, Any]) -> Payment | None:
-    found: Payment | None = db.session.scalar(
-        statement.values(values).returning(Payment), execution_options={"populate_existing": True}
-    )
-    return found
-
-
-def _not_capturable(payment_id: UUID, amount: int | None) -> Invalid | InvalidState:
-    payment = get_payment(payment_id, reader_id=None)
-    if payment.status is not PaymentStatus.REQUIRES_CAPTURE or payment.pending_operation is not None:
-        return InvalidState()
-    return Invalid.field("/amount", AMOUNT_EXCEEDS_CAPTURABLE)
-
-
-def _give_up_operation(payment: Payment) -> None:
-    mine = update(Payment).where(Payment.id == payment.id, Payment.pending_operation == payment.pending_operation)
-    with transaction():
-        db.session.execute(mine.values(pending_operation=None, pending_amount=None, version=Payment.version + 1))
-
-
 def _look(payment: Payment) -> PaymentSnapshot:
     give_back()
-    try:
+    with told():
         return current_gateway().retrieve_payment(str(payment.provider_ref))
-    except GatewayError as error:
-        raise refusal(error) from error
 
 
 def give_up(payment: Payment, *, actor: str) -> None:

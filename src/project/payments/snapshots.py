@@ -7,7 +7,6 @@ same news one acts, and old news change nothing.
 
 import logging
 from datetime import datetime
-from typing import Any
 from uuid import UUID
 
 from sqlalchemy import or_, select, update
@@ -16,18 +15,10 @@ from project.database import db, insert, transaction, utcnow, uuid7
 from project.jobs import defer
 from project.payments import ledger
 from project.payments.gateway_types import DisputeSnapshot, OutcomeUnknown, PaymentSnapshot, RefundSnapshot
-from project.payments.models import (
-    Dispute,
-    DisputeState,
-    Payment,
-    PaymentStatus,
-    ReceiptCounter,
-    Refund,
-    RefundOrigin,
-    RefundStatus,
-    TimelineEntry,
-)
+from project.payments.journal import ReceiptCounter
+from project.payments.models import Dispute, DisputeState, Payment, PaymentStatus, Refund, RefundOrigin, RefundStatus
 from project.payments.receipts import send_receipt
+from project.payments.timeline import note
 
 logger = logging.getLogger(__name__)
 
@@ -80,10 +71,10 @@ def _take_over(payment: Payment, snapshot: PaymentSnapshot) -> None:
     payment.status = snapshot.status
     payment.amount_capturable = snapshot.amount_capturable
     payment.synced_at = now
-    if snapshot.failure is not None:
-        payment.failure_code = snapshot.failure.code
-        payment.decline_code = snapshot.failure.decline_code
-        payment.failure_message = snapshot.failure.message
+    failure = snapshot.failure
+    payment.failure_code = failure.code if failure else None
+    payment.decline_code = failure.decline_code if failure else None
+    payment.failure_message = failure.message if failure else None
     if snapshot.method is not None:
         payment.method_type, payment.method_brand = snapshot.method.type, snapshot.method.brand
         payment.method_last4 = snapshot.method.last4
@@ -101,9 +92,7 @@ def _take_over(payment: Payment, snapshot: PaymentSnapshot) -> None:
 def _book_capture(payment: Payment) -> None:
     """Post the money and mail the receipt; a payment gets here once, since nothing leads out of `succeeded`."""
     db.session.flush()
-    ledger.post(
-        "capture", payment, source_type="payment", source_id=payment.id, amount=payment.amount_captured
-    )
+    ledger.post("capture", payment, source_type="payment", source_id=payment.id, amount=payment.amount_captured)
     defer(send_receipt, payment_id=payment.id)
 
 
@@ -255,11 +244,6 @@ def _dispute_state(status: str) -> DisputeState:
     if status.startswith("warning_") or status == "prevented":
         return DisputeState.NONE if status in _CLOSED_DISPUTES else DisputeState.INQUIRY
     return {"won": DisputeState.WON, "lost": DisputeState.LOST}.get(status, DisputeState.OPEN)
-
-
-def note(payment_id: UUID, actor: str, kind: str, **data: Any) -> None:
-    """Write into a payment's timeline, in the caller's transaction."""
-    db.session.add(TimelineEntry(payment_id=payment_id, actor=actor, type=kind, data=data))
 
 
 def _review(payment: Payment, reason: str) -> None:

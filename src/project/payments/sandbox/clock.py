@@ -6,9 +6,11 @@ from typing import TypeVar
 
 from sqlalchemy import select
 
+from project.config import settings
 from project.database import db, transaction, utcnow
+from project.jobs import periodic
 from project.payments.sandbox import attempts, disputes, refunds
-from project.payments.sandbox.delivery import Send, deliver_due
+from project.payments.sandbox.delivery import Send, deliver_due, post
 from project.payments.sandbox.models import FRESH, SandboxDispute, SandboxIntent, SandboxRefund
 
 # Far enough for all but the end of the time to answer a dispute.
@@ -22,6 +24,14 @@ def advance(send: Send, *, by: timedelta = HOUR) -> int:
     until = utcnow() + by
     happen(until=until)
     return deliver_due(send, until=until)
+
+
+@periodic("* * * * *")
+def tick() -> None:
+    """Let happen what is due and deliver what was not taken, every minute; only where the sandbox is the provider."""
+    if settings.payments.provider == "sandbox":
+        happen()
+        deliver_due(post)
 
 
 def happen(*, until: datetime | None = None) -> int:

@@ -6,19 +6,15 @@ from typing import Any
 
 from sqlalchemy import delete
 
-from project import signing
 from project.database import db, transaction, utcnow
+from project.jobs import defer
+from project.payments.sandbox.delivery import deliver
 from project.payments.sandbox.faults import EVENT_FAULTS, Fault, take
 from project.payments.sandbox.models import SandboxEvent, new_id
 
 KEEP = timedelta(days=30)
 # Longer nobody waits for the events of a lesson about their order.
 MAX_SECONDS_LATE = 30
-
-
-def signing_secret() -> str:
-    """Return the secret that the sandbox signs with; whoever listens to it asks here."""
-    return f"whsec_sbx_{signing.digest('webhooks of the sandbox', b'').hex()}"
 
 
 def emit(kind: str, wire: dict[str, Any]) -> None:
@@ -40,6 +36,7 @@ def emit(kind: str, wire: dict[str, Any]) -> None:
     )
     db.session.add(row)
     db.session.flush()
+    defer(deliver, run_at=row.due_at)
 
 
 def _fault() -> tuple[Fault | None, timedelta]:

@@ -6,8 +6,8 @@ from typing import Any
 
 from sqlalchemy import select
 
+from project.currencies import check_amount, check_currency
 from project.database import db, utcnow
-from project.payments.currencies import check_amount, check_currency
 from project.payments.sandbox.attempts import change, take
 from project.payments.sandbox.errors import WireError, missing, unexpected_state
 from project.payments.sandbox.events import emit

@@ -2,7 +2,7 @@
 
 import pytest
 
-from project.payments.currencies import DIVERGENT, check_amount, check_currency, decimals
+from project.currencies import DIVERGENT, check_amount, check_currency, decimals
 
 
 @pytest.mark.parametrize(("code", "expected"), [("usd", "USD"), ("EUR", "EUR"), ("jPy", "JPY"), ("KWD", "KWD")])
