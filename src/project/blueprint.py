@@ -53,6 +53,12 @@ class Parser(FlaskParser):
         return load_body(req)
 
     @override
+    def load_json_or_form(self, req: Request, schema: Schema) -> Any:
+        """Return the body of a page's form, or else the strictly parsed JSON."""
+        is_form = req.mimetype == "application/x-www-form-urlencoded"
+        return self.load_form(req, schema) if is_form else self.load_json(req, schema)
+
+    @override
     def load_querystring(self, req: Request, schema: Schema) -> Any:
         """Return the query parameters.
 
@@ -107,6 +113,7 @@ class Blueprint(flask_smorest.Blueprint):
     DEFAULT_LOCATION_CONTENT_TYPE_MAPPING: ClassVar = {
         **flask_smorest.Blueprint.DEFAULT_LOCATION_CONTENT_TYPE_MAPPING,
         "upload": "multipart/form-data",
+        "json_or_form": "application/json",
     }
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -6,7 +6,7 @@ from uuid import UUID
 
 from project import etags
 from project.blueprint import Blueprint
-from project.errors import NotFound
+from project.errors import Forbidden, NotFound
 from project.etags import Expected
 from project.idempotency import idempotent
 from project.limits import limit
@@ -25,6 +25,7 @@ blueprint = Blueprint("prices", __name__, url_prefix="/prices", description="Wha
 @login_optional
 @blueprint.arguments(PriceQuery, location="query")
 @blueprint.response(HTTPStatus.OK, PriceOut(many=True))
+@blueprint.raises(Forbidden)
 def list_prices(query: dict[str, Any]) -> Page[Price]:
     """List the prices that are offered; staff see those that are retired with `active=false`."""
     return prices.list_prices(caller=find_principal(), **query)

@@ -9,12 +9,12 @@ from project import audit
 from project.config import settings
 from project.currencies import check_amount, check_currency
 from project.database import db, transaction, uuid7
-from project.errors import Invalid, NotFound, PreconditionFailed, field_code
+from project.errors import Forbidden, Invalid, NotFound, PreconditionFailed, field_code
 from project.etags import Expected, matches
 from project.idempotency_keys import attach
 from project.pagination import Page, PageRequest, paginate
 from project.payments.models import PRICE_SORTS, Price
-from project.security import Principal, Role
+from project.security import Principal, Role, TokenRequired
 
 PRICE_INACTIVE = field_code("price_inactive", "This price is no longer offered.", "Choose one of GET /v1/prices.")
 INVALID_CURRENCY = field_code(
@@ -24,7 +24,16 @@ INVALID_AMOUNT = field_code("invalid_amount", "This amount cannot be paid.", "Se
 
 
 def list_prices(*, caller: Principal | None, page: PageRequest, active: bool = True) -> Page[Price]:
-    """Return a page of the prices that are offered, or for staff of those that are retired."""
+    """Return a page of the prices that are offered, or for staff of those that are retired.
+
+    Raises:
+        TokenRequired, Forbidden: retired ones are for staff.
+    """
+    if not active:
+        if caller is None:
+            raise TokenRequired()
+        if not caller.role.covers(Role.STAFF):
+            raise Forbidden()
     statement = select(Price).where(Price.active.is_(active))
     return paginate(statement, page, sorts=PRICE_SORTS, tiebreaker=Price.id, owner=caller.id if caller else None)
 
