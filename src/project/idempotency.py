@@ -65,8 +65,8 @@ class Secret:
 
 
 def _parsed_body() -> object:
-    """Return the parsed JSON body, so that its spelling makes no difference."""
-    return load_body(request) if has_body(request) else None
+    """Return the parsed JSON body, so that its spelling makes no difference; none is as good as an empty one."""
+    return load_body(request) if has_body(request) else {}
 
 
 def idempotent(
@@ -87,9 +87,7 @@ def idempotent(
     repetition resumes. `sent` returns what, beside method and path, makes two requests the same, as far as JSON can
     carry it.
     """
-    errors: list[type[AppError]] = [IdempotencyKeyInvalid, IdempotencyInProgress, IdempotencyKeyReused]
-    if required:
-        errors.append(IdempotencyKeyRequired)
+    refusals = [*_REFUSALS, IdempotencyKeyRequired] if required else _REFUSALS
 
     def decorate(view: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(view)
@@ -107,9 +105,12 @@ def idempotent(
                 _store(claimed, response, secret)
             return response
 
-        return mark(wrapper, idempotent="required" if required else "accepted", idempotency_errors=errors)
+        return mark(wrapper, idempotent="required" if required else "accepted", idempotency_errors=refusals)
 
     return decorate
+
+
+_REFUSALS: list[type[AppError]] = [IdempotencyKeyInvalid, IdempotencyInProgress, IdempotencyKeyReused]
 
 
 def _key(*, required: bool) -> str | None:
