@@ -324,6 +324,7 @@ def upgrade() -> None:
         sa.Column("wire", sa.JSON(), nullable=False),
         sa.Column("charge", sa.JSON(none_as_null=True), nullable=True),
         sa.Column("refundable", sa.BigInteger(), nullable=False),
+        sa.Column("return_url", sa.Text(), nullable=True),
         sa.Column("due_at", sa.DateTime(timezone=True), nullable=True),
         sa.CheckConstraint("refundable >= 0", name=op.f("ck_sandbox_intents_refundable")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_sandbox_intents")),

@@ -187,9 +187,11 @@ def test_the_page_for_approval_shows_what_is_to_be_paid():
     payment = make_payment(amount=700)
     confirm(payment, "pm_card_authenticationRequired")
 
-    assert browser.get_payment(payment.ref, client_secret=payment.client_secret or "") == look(payment)
+    approval = browser.get_approval(payment.ref, client_secret=payment.client_secret or "")
+    assert approval.payment == look(payment)
+    assert (approval.description, approval.is_asked, approval.return_to) == ("Lessons", False, None)
     with pytest.raises(Unauthorized):
-        browser.get_payment(payment.ref, client_secret=payment.ref)
+        browser.get_approval(payment.ref, client_secret=payment.ref)
 
 
 def test_without_an_address_to_return_to_the_browser_stays():

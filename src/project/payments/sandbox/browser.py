@@ -11,6 +11,7 @@ from project.config import settings
 from project.database import db, transaction
 from project.errors import Invalid, Unauthorized, field_code
 from project.payments.gateway_types import Declined, InOtherState, PaymentSnapshot
+from project.payments.models import PaymentStatus
 from project.payments.sandbox.attempts import accept, attempt, method_of, refuse
 from project.payments.sandbox.methods import AUTHENTICATION_FAILED, Behaviour, TestMethod, find_method
 from project.payments.sandbox.models import FRESH, SandboxIntent
@@ -22,6 +23,7 @@ INVALID_METHOD = field_code(
     "Choose one of GET /v1/sandbox/payment-methods.",
 )
 CONFIRMABLE = {"requires_payment_method", "requires_confirmation", "requires_action"}
+PAID = {"processing", "requires_capture", "succeeded"}  # as far as the customer has to do with it
 
 
 class WrongClientSecret(Unauthorized):
@@ -41,14 +43,29 @@ class Outcome:
     return_to: str | None = None
 
 
-def get_payment(ref: str, *, client_secret: str) -> PaymentSnapshot:
-    """Return what the customer is to pay, as the page for approval shows it.
+@dataclass(frozen=True)
+class Approval:
+    """What the page for approval shows; `return_to` is where the customer goes on once it is decided."""
+
+    payment: PaymentSnapshot
+    description: str | None
+    return_to: str | None
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether the customer has still to decide."""
+        return self.payment.status is PaymentStatus.REQUIRES_ACTION
+
+
+def get_approval(ref: str, *, client_secret: str) -> Approval:
+    """Return what a customer is asked to approve, or what came of it.
 
     Raises:
         WrongClientSecret.
     """
     intent = _find(select(SandboxIntent).where(SandboxIntent.id == ref), client_secret)
-    return payment_snapshot(intent.wire | {"latest_charge": intent.charge})
+    payment = payment_snapshot(intent.wire | {"latest_charge": intent.charge})
+    return Approval(payment, intent.wire["description"], _return_to(intent))
 
 
 def confirm(ref: str, *, client_secret: str, payment_method: str, return_url: str | None = None) -> Outcome:
@@ -70,6 +87,7 @@ def confirm(ref: str, *, client_secret: str, payment_method: str, return_url: st
         method = find_method(payment_method)
         if method is None or not _fits(intent, method):
             raise Invalid.field("/payment_method", INVALID_METHOD)
+        intent.return_url = return_url
         attempt(intent, method, action=action)
     if method.behaviour is Behaviour.DECLINE:
         raise Declined(failure(intent.wire["last_payment_error"]))
@@ -87,14 +105,11 @@ def authenticate(ref: str, *, client_secret: str, outcome: Literal["approve", "f
         intent = _lock(ref, client_secret)
         if intent.wire["status"] != "requires_action":
             raise InOtherState("payment_intent_unexpected_state")
-        return_url = intent.wire["next_action"]["redirect_to_url"]["return_url"]
         if outcome == "approve":
             accept(intent, method_of(intent))
         else:
             refuse(intent, method_of(intent), AUTHENTICATION_FAILED)
-    succeeded = "succeeded" if outcome == "approve" else "failed"
-    return_to = _with_result(return_url, ref, client_secret, succeeded) if return_url else None
-    return Outcome(intent.wire["status"], return_to=return_to)
+    return Outcome(intent.wire["status"], return_to=_return_to(intent))
 
 
 def _lock(ref: str, client_secret: str) -> SandboxIntent:
@@ -120,8 +135,16 @@ def _page(ref: str, client_secret: str) -> str:
     return f"{settings.public_url}/v1/sandbox/payment-intents/{quote(ref, safe='')}/authenticate?{query}"
 
 
-def _with_result(return_url: str, ref: str, client_secret: str, result: str) -> str:
-    """Add what Stripe adds to the address that a customer returns to."""
-    parts = urlsplit(return_url)
-    added = urlencode({"payment_intent": ref, "payment_intent_client_secret": client_secret, "redirect_status": result})
-    return urlunsplit(parts._replace(query=f"{parts.query}&{added}" if parts.query else added))
+def _return_to(intent: SandboxIntent) -> str | None:
+    """Return the address to which the customer returns, with what Stripe adds to it; None while it is undecided."""
+    status = intent.wire["status"]
+    if intent.return_url is None or status == "requires_action":
+        return None
+    added = {
+        "payment_intent": intent.id,
+        "payment_intent_client_secret": intent.wire["client_secret"],
+        "redirect_status": "succeeded" if status in PAID else "failed",
+    }
+    parts = urlsplit(intent.return_url)
+    query = "&".join(filter(None, (parts.query, urlencode(added))))
+    return urlunsplit(parts._replace(query=query))

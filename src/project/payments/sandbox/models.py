@@ -30,6 +30,7 @@ class SandboxIntent(Base):
     wire: Mapped[dict[str, Any]] = mapped_column(JSON)
     charge: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     refundable: Mapped[int] = mapped_column(BigInteger, default=0)
+    return_url: Mapped[str | None] = mapped_column(Text)  # where the customer goes after approving the last attempt
     due_at: Mapped[datetime | None] = mapped_column(index=True)  # when its bank answers, or its customer complains
 
     __table_args__ = (CheckConstraint("refundable >= 0", name="refundable"),)

@@ -68,7 +68,7 @@ def confirm_payment_intent(data: dict[str, Any], ref: str) -> Outcome:
 @blueprint.raises(NotFound, WrongClientSecret)
 def show_authentication(query: dict[str, Any], ref: str) -> Response:
     """Show the page on which the customer approves a payment or fails to, as a bank would (3-D Secure)."""
-    return page.show(browser.get_payment(ref, **query), **query)
+    return page.show(browser.get_approval(ref, **query))
 
 
 @blueprint.post("/payment-intents/<ref>/authenticate")
@@ -79,6 +79,8 @@ def show_authentication(query: dict[str, Any], ref: str) -> Response:
 @blueprint.raises(NotFound, WrongClientSecret, InvalidState)
 def authenticate_payment_intent(data: dict[str, Any], ref: str) -> Outcome | Response:
     """Approve a payment as the customer, or fail to; 303 to the `return_url` of the confirmation, if it had one."""
+    if page.is_asked_for():
+        return page.decide(ref, **data)
     with told():
         outcome = browser.authenticate(ref, **data)
     return page.redirect(outcome.return_to) if outcome.return_to else outcome
