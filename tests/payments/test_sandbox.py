@@ -189,7 +189,7 @@ def test_the_page_for_approval_shows_what_is_to_be_paid():
 
     approval = browser.get_approval(payment.ref, client_secret=payment.client_secret or "")
     assert approval.payment == look(payment)
-    assert (approval.description, approval.is_asked, approval.return_to) == ("Lessons", False, None)
+    assert (approval.description, approval.is_asked, approval.return_to) == ("Lessons", True, None)
     with pytest.raises(Unauthorized):
         browser.get_approval(payment.ref, client_secret=payment.ref)
 
