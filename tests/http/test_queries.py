@@ -106,6 +106,9 @@ def test_a_query_of_files_that_is_not_valid_is_422_and_says_where(admin: Account
 
 def test_every_operation_refuses_unknown_query_parameters(anonymous: Api, admin: Account) -> None:
     for operation in read_operations(anonymous):
+        # Of a webhook nothing is looked at before its signature.
+        if "/webhooks/" in operation.path:
+            continue
         # A session of its own: if the parameter were ignored, some of these would end it.
         caller = log_in(anonymous, admin.email)
         token = caller.refresh_token if operation.security == ("refresh",) else caller.access_token
