@@ -19,7 +19,8 @@ from uuid_utils.compat import uuid7 as _uuid7
 BUSY_TIMEOUT_SECONDS = 5
 CONNECT_TIMEOUT_SECONDS = 2
 STATEMENT_TIMEOUT_SECONDS = 10
-POOL_TIMEOUT_SECONDS = 2
+# Those before us may be waiting for the one that writes: on SQLite all of them, on PostgreSQL those who want its row.
+POOL_TIMEOUT_SECONDS = 5
 
 NAMING_CONVENTION = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -108,8 +109,7 @@ def engine_options(url: str, *, pool_size: int) -> dict[str, Any]:
             "hide_parameters": True,
             "pool_size": pool_size,
             "max_overflow": 0,
-            # Those before us may be waiting for the one that writes.
-            "pool_timeout": BUSY_TIMEOUT_SECONDS,
+            "pool_timeout": POOL_TIMEOUT_SECONDS,
             "connect_args": {"timeout": BUSY_TIMEOUT_SECONDS},
         }
     return {
