@@ -134,13 +134,15 @@ class Blueprint(flask_smorest.Blueprint):
         *,
         location: str | None = None,
         unsettled: bool = False,
+        also: str | None = None,
         **kwargs: Any,
     ) -> Callable[[View], View]:
         """Dump what the view returns into the envelope.
 
         A Page also gives `meta` and the Link header. `location` is a template over the returned object, such as
         `/v1/users/{0.id}`, for the Location header that every 201 carries. With `unsettled` the view may also
-        answer 202 with the same object, while its outcome is not known.
+        answer 202 with the same object, while its outcome is not known. `also` is another media type that the view may
+        answer with, by a Response of its own.
         """
         dump = super().response(status_code, schema, **kwargs)
 
@@ -160,7 +162,7 @@ class Blueprint(flask_smorest.Blueprint):
                     del result.headers["Content-Type"]
                 return result, status, headers
 
-            return mark(dump(prepared), unsettled=unsettled)  # type: ignore[no-any-return]  # flask-smorest is not typed
+            return mark(dump(prepared), unsettled=unsettled, also=also)  # type: ignore[no-any-return]  # flask-smorest is not typed
 
         return decorate
 

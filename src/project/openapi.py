@@ -31,6 +31,7 @@ _JSON_ERRORS = (InvalidJson, *_BODY_ERRORS)
 _BODY_CODES = (REQUIRED, TYPE, FORMAT, UNKNOWN)
 _BYTES = {"type": "string", "format": "binary"}
 _BYTES_EXAMPLE = "(the bytes of the file)"
+_OTHER_EXAMPLE = "(the same in this type)"
 _envelopes: dict[Any, type[Schema]] = {}
 
 
@@ -175,6 +176,9 @@ def document_operation(doc: dict[str, Any], marks: dict[str, Any], **context: An
         _add_success_headers(response, marks, int(status))
     if marks.get("content"):
         _add_content_responses(doc["responses"])
+    if marks.get("also"):
+        [only] = doc["responses"].values()
+        only["content"][marks["also"]] = {"schema": {"type": "string"}, "example": _OTHER_EXAMPLE}
     if marks.get("versioned") and context["method"] == "get":
         doc["responses"]["304"] = {"description": "Not modified", "headers": _refs("ETag", "X-Request-ID")}
     doc.setdefault("parameters", [])

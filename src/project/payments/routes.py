@@ -11,7 +11,7 @@ from project.idempotency import Secret, idempotent
 from project.limits import limit
 from project.list_queries import whose
 from project.pagination import Page
-from project.payments import inbox, operations, receipts, refunds, service, webhooks
+from project.payments import inbox, operations, receipt_page, receipts, refunds, service, webhooks
 from project.payments.failures import (
     InvalidState,
     PaymentDeclined,
@@ -166,11 +166,12 @@ def list_refunds(query: dict[str, Any], payment_id: UUID) -> Page[Refund]:
 @blueprint.get("/<uuid:payment_id>/receipt")
 @limit("read")
 @login_required
-@blueprint.response(HTTPStatus.OK, ReceiptOut)
+@blueprint.response(HTTPStatus.OK, ReceiptOut, also="text/html")
 @blueprint.raises(NotFound, NotPaid)
 def get_receipt(payment_id: UUID) -> Any:
     """Show the receipt of a payment: as JSON, or with `Accept: text/html` as a page to print."""
-    return receipts.get_receipt(payment_id, reader=principal())
+    payment = service.read_payment(payment_id, caller=principal())
+    return receipt_page.answer(receipts.get_receipt(payment))
 
 
 @blueprint.post("/webhooks/stripe")

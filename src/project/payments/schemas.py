@@ -275,4 +275,4 @@ class ReceiptOut(OutSchema):
     method = fields.Nested(MethodOut, required=True, allow_none=True)
     livemode = Boolean(required=True, metadata={"example": False})
     paid_at = Timestamp(required=True, metadata={"example": TIME})
-    refunds = fields.List(fields.Nested(RefundOut), required=True)
+    refunds = fields.List(fields.Nested(RefundOut), required=True, metadata={"example": []})
