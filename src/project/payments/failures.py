@@ -1,5 +1,6 @@
 """What clients are told when a provider refuses or fails."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
@@ -10,12 +11,13 @@ from project.payments.gateway_types import (
     GatewayError,
     InOtherState,
     Misconfigured,
-    NoSuchObject,
     OutcomeUnknown,
     Rejected,
     TooManyRequests,
 )
 from project.payments.prices import INVALID_AMOUNT
+
+logger = logging.getLogger(__name__)
 
 # The provider's codes for amounts that it does not take, whatever our price says.
 _AMOUNT_CODES = {"amount_too_small", "amount_too_large", "invalid_currency"}
@@ -76,18 +78,16 @@ def told() -> Iterator[None]:
         raise refusal(error) from error
 
 
-def refusal(error: GatewayError) -> AppError:
-    """Return what a client is told of a provider's refusal or failure."""
+def refusal(error: GatewayError, *, too_much: str = INVALID_AMOUNT) -> AppError:
+    """Return what a client is told of a provider's refusal or failure; `too_much` is the code for a wrong amount."""
     match error:
         case Declined():
             return PaymentDeclined(error.failure.message, decline_code=error.failure.decline_code)
         case Rejected() if error.code in _AMOUNT_CODES:
-            return Invalid.field("/amount", INVALID_AMOUNT, "The payment provider does not take this amount.")
+            return Invalid.field("/amount", too_much, "The payment provider does not take this amount.")
         case InOtherState():
             return InvalidState()
         case OutcomeUnknown() | TooManyRequests():
             return ProviderUnavailable()
-        case Misconfigured():
-            return PaymentsMisconfigured()
-        case NoSuchObject() | Rejected() | _:
-            return ProviderRejected()
+    logger.error("provider_refused", extra={"error": type(error).__name__, "code": str(error)})
+    return PaymentsMisconfigured() if isinstance(error, Misconfigured) else ProviderRejected()

@@ -6,5 +6,6 @@ from project.currencies import decimals
 def display(amount: int, currency: str) -> str:
     """Return an amount in the minor unit as text, such as 1,250.00 EUR; no float is on the way."""
     digits = decimals(currency) or 0
-    whole, minor = divmod(amount, 10**digits)
-    return f"{whole:,}.{minor:0{digits}d} {currency}" if digits else f"{whole:,} {currency}"
+    whole, minor = divmod(abs(amount), 10**digits)
+    number = f"{whole:,}.{minor:0{digits}d}" if digits else f"{whole:,}"
+    return f"{'-' if amount < 0 else ''}{number} {currency}"

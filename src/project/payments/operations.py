@@ -1,6 +1,6 @@
 """Captures and cancellations: noted on the payment before the provider is asked, so that one at a time is under way.
 
-`pending_operation` says what was asked while its outcome is unknown; reconciliation asks again with the same key.
+`pending_operation` says what was asked while its outcome is unknown; reconciliation asks again.
 """
 
 from typing import Any
@@ -14,9 +14,15 @@ from project.errors import Invalid, field_code
 from project.idempotency_keys import attach
 from project.payments.failures import InvalidState, refusal
 from project.payments.gateway import current_gateway
-from project.payments.gateway_types import GatewayError, InOtherState, OutcomeUnknown, TooManyRequests
+from project.payments.gateway_types import (
+    GatewayError,
+    InOtherState,
+    OutcomeUnknown,
+    PaymentSnapshot,
+    TooManyRequests,
+)
 from project.payments.models import Operation, Payment, PaymentStatus
-from project.payments.service import get_payment, reader_of, update_from_provider
+from project.payments.service import ask_to_create, get_payment, reader_of
 from project.payments.snapshots import apply_payment
 from project.payments.timeline import note
 from project.security import Principal, Role
@@ -24,8 +30,14 @@ from project.security import Principal, Role
 AMOUNT_EXCEEDS_CAPTURABLE = field_code(
     "amount_exceeds_capturable", "This is more than was authorised.", "Capture at most `amount_capturable`."
 )
-OPEN = (PaymentStatus.CREATED, PaymentStatus.REQUIRES_PAYMENT_METHOD, PaymentStatus.REQUIRES_ACTION)
-CANCELABLE = (*OPEN, PaymentStatus.PROCESSING, PaymentStatus.REQUIRES_CAPTURE)
+CANCELABLE_BY_OWNER = (
+    PaymentStatus.CREATED,
+    PaymentStatus.REQUIRES_PAYMENT_METHOD,
+    PaymentStatus.REQUIRES_ACTION,
+    PaymentStatus.PROCESSING,
+)
+CANCELABLE = (*CANCELABLE_BY_OWNER, PaymentStatus.REQUIRES_CAPTURE)
+_DONE = {Operation.CAPTURE: PaymentStatus.SUCCEEDED, Operation.CANCEL: PaymentStatus.CANCELED}
 
 
 def capture_payment(payment_id: UUID, *, staff_id: UUID, amount: int | None = None) -> Payment:
@@ -55,7 +67,7 @@ def cancel_payment(payment_id: UUID, *, caller: Principal, reason: str | None = 
         NotFound, InvalidState.
     """
     is_staff = caller.role.covers(Role.STAFF)
-    states = CANCELABLE if is_staff else (*OPEN, PaymentStatus.PROCESSING)
+    states = CANCELABLE if is_staff else CANCELABLE_BY_OWNER
     whose = [] if is_staff else [Payment.user_id == caller.id]
     may = (Payment.status.in_(states), Payment.pending_operation.is_(None), *whose)
     values = {"pending_operation": Operation.CANCEL, "version": Payment.version + 1}
@@ -66,6 +78,8 @@ def cancel_payment(payment_id: UUID, *, caller: Principal, reason: str | None = 
             get_payment(payment_id, reader_id=reader_of(caller))
             raise InvalidState()
         note(payment_id, actor, "cancel", reason=reason)
+        if is_staff:
+            audit.record("payment_canceled", actor_id=caller.id, target_type="payment", target_id=payment_id)
         attach(payment_id)
     return finish_operation(payment, actor=actor)
 
@@ -76,7 +90,7 @@ def resume_capture(payment_id: UUID) -> Payment:
     Raises:
         PaymentDeclined, InvalidState: it cannot be done any more.
     """
-    return _resume(payment_id, Operation.CAPTURE, done=PaymentStatus.SUCCEEDED)
+    return _resume(payment_id, Operation.CAPTURE)
 
 
 def resume_cancel(payment_id: UUID) -> Payment:
@@ -85,14 +99,14 @@ def resume_cancel(payment_id: UUID) -> Payment:
     Raises:
         InvalidState: it cannot be done any more.
     """
-    return _resume(payment_id, Operation.CANCEL, done=PaymentStatus.CANCELED)
+    return _resume(payment_id, Operation.CANCEL)
 
 
-def _resume(payment_id: UUID, operation: Operation, *, done: PaymentStatus) -> Payment:
+def _resume(payment_id: UUID, operation: Operation) -> Payment:
     payment = get_payment(payment_id, reader_id=None)
     if payment.pending_operation is operation:
         return finish_operation(payment, actor="system")
-    if payment.status is not done:
+    if payment.status is not _DONE[operation]:
         raise InvalidState()
     return payment
 
@@ -101,24 +115,44 @@ def finish_operation(payment: Payment, *, actor: str) -> Payment:
     """Ask the provider for what `pending_operation` says, and apply its answer; asked again it does it once.
 
     Raises:
-        PaymentDeclined, InvalidState: it cannot be done any more.
+        PaymentDeclined, InvalidState, ProviderRejected, PaymentsMisconfigured: it is given up. Invalid: it is more
+            than can be captured.
     """
-    # With the amount: the provider repeats its refusal of another one to whoever asks with the same key.
-    ref, key = str(payment.provider_ref), f"{payment.id}:{payment.pending_operation}:{payment.pending_amount or ''}"
-    give_back()
+    operation = payment.pending_operation
+    if operation is None:
+        return payment
     try:
-        if payment.pending_operation is Operation.CAPTURE:
-            snapshot = current_gateway().capture(ref, amount=payment.pending_amount, key=key)
-        else:
-            snapshot = current_gateway().cancel(ref, key=key)
+        if payment.provider_ref is None:
+            payment = ask_to_create(payment, actor=actor)
+        snapshot, refused = _ask(payment, operation)
     except (OutcomeUnknown, TooManyRequests):
         return payment
     except GatewayError as error:
-        _give_up_operation(payment)
-        if isinstance(error, InOtherState):
-            update_from_provider(payment, actor=actor)
-        raise refusal(error) from error
-    return apply_payment(payment.id, snapshot, actor=actor)
+        _give_up_operation(payment, operation)
+        raise refusal(error, too_much=AMOUNT_EXCEEDS_CAPTURABLE) from error
+    done = apply_payment(payment.id, snapshot, actor=actor)
+    if refused and done.status is not _DONE[operation]:
+        _give_up_operation(done, operation)
+        raise InvalidState()
+    return done
+
+
+def _ask(payment: Payment, operation: Operation) -> tuple[PaymentSnapshot, bool]:
+    """Ask for a capture or a cancellation; return the payment as it is then, and whether its state forbade it."""
+    if payment.provider_ref is None:
+        raise InOtherState("failed")
+    # With the version: the provider tells its refusal again to whoever asks with the same key, but each time that
+    # somebody asks for an operation is another version.
+    key = f"{payment.id}:{operation}:{payment.version}"
+    gateway = current_gateway()
+    give_back()
+    try:
+        if operation is Operation.CAPTURE:
+            return gateway.capture(payment.provider_ref, amount=payment.pending_amount, key=key), False
+        return gateway.cancel(payment.provider_ref, key=key), False
+    except InOtherState:
+        # Perhaps because it was done: by the provider's staff, or by us, long ago.
+        return gateway.retrieve_payment(payment.provider_ref), True
 
 
 def _changed(statement: Update, values: dict[str, Any]) -> Payment | None:
@@ -135,7 +169,8 @@ def _not_capturable(payment_id: UUID) -> Invalid | InvalidState:
     return Invalid.field("/amount", AMOUNT_EXCEEDS_CAPTURABLE)
 
 
-def _give_up_operation(payment: Payment) -> None:
-    mine = update(Payment).where(Payment.id == payment.id, Payment.pending_operation == payment.pending_operation)
+def _give_up_operation(payment: Payment, operation: Operation) -> None:
+    mine = update(Payment).where(Payment.id == payment.id, Payment.pending_operation == operation)
     with transaction():
-        db.session.execute(mine.values(pending_operation=None, pending_amount=None, version=Payment.version + 1))
+        if _changed(mine, {"pending_operation": None, "pending_amount": None, "version": Payment.version + 1}):
+            note(payment.id, "system", f"{operation}_refused")

@@ -16,6 +16,9 @@ from project.pagination import Page, PageRequest, paginate
 from project.payments.models import PRICE_SORTS, Price
 from project.security import Principal, Role, TokenRequired
 
+# Eight digits: the most that Stripe takes at once.
+MAX_AMOUNT = 99_999_999
+
 PRICE_INACTIVE = field_code("price_inactive", "This price is no longer offered.", "Choose one of GET /v1/prices.")
 INVALID_CURRENCY = field_code(
     "invalid_currency", "Nothing can be paid in this currency.", "Use one of `currencies` in GET /v1/payments/config."
@@ -84,8 +87,8 @@ def _checked(values: dict[str, Any]) -> dict[str, Any]:
     if currency not in settings.payments.currencies:
         offered = ", ".join(settings.payments.currencies)
         raise Invalid.field("/currency", INVALID_CURRENCY, f"Prices here are in {offered}.")
-    given = {name for name in ("unit_amount", "min_amount", "max_amount") if values.get(name) is not None}
-    if given not in ({"unit_amount"}, {"min_amount", "max_amount"}):
+    given = [name for name in ("unit_amount", "min_amount", "max_amount") if values.get(name) is not None]
+    if given not in (["unit_amount"], ["min_amount", "max_amount"]):
         raise Invalid.field("/unit_amount", INVALID_AMOUNT, "Send unit_amount, or min_amount and max_amount.")
     for name in given:
         _check_amount(values[name], currency, f"/{name}")
@@ -143,7 +146,3 @@ def total(price: Price, *, quantity: int, amount: int | None) -> int:
         raise Invalid.field("/amount", INVALID_AMOUNT, bounds)
     _check_amount(amount, price.currency, "/amount")
     return amount
-
-
-# Eight digits: the most that Stripe takes at once.
-MAX_AMOUNT = 99_999_999

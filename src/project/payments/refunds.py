@@ -2,7 +2,7 @@
 
 from uuid import UUID
 
-from sqlalchemy import select, update
+from sqlalchemy import literal, select, update
 
 from project import audit
 from project.database import db, give_back, transaction, uuid7
@@ -12,7 +12,7 @@ from project.pagination import Page, PageRequest, paginate
 from project.payments import timeline
 from project.payments.failures import InvalidState, refusal
 from project.payments.gateway import current_gateway
-from project.payments.gateway_types import GatewayError, OutcomeUnknown, TooManyRequests
+from project.payments.gateway_types import GatewayError, OutcomeUnknown, Rejected, TooManyRequests
 from project.payments.models import (
     REFUND_SORTS,
     DisputeState,
@@ -77,7 +77,8 @@ def ask_to_refund(refund: Refund, payment: Payment, *, actor: str) -> Refund:
     Without a clear answer the refund stays pending, and reconciliation goes on with it.
 
     Raises:
-        InvalidState, ProviderRejected, PaymentsMisconfigured: it was refused; the reservation is given back.
+        InvalidState, ProviderRejected, PaymentsMisconfigured: it was refused; the reservation is given back. Invalid:
+            less is left at the provider than we know.
     """
     give_back()
     try:
@@ -92,15 +93,21 @@ def ask_to_refund(refund: Refund, payment: Payment, *, actor: str) -> Refund:
         return refund
     except GatewayError as error:
         release_refund(refund.id, reason=str(error), actor=actor)
-        raise refusal(error) from error
+        raise refusal(error, too_much=REFUND_EXCEEDS_AVAILABLE) from error
     return apply_refund(snapshot, actor=actor) or refund
 
 
 def resume_refund(refund_id: UUID) -> Refund:
-    """Go on with a refund whose request died: ask again, if the answer is not known."""
+    """Go on with a refund whose request died or failed: ask again, if the answer is not known.
+
+    Raises:
+        InvalidState, ProviderRejected, Invalid: it was refused, as the first request was told.
+    """
     refund = db.session.scalars(select(Refund).where(Refund.id == refund_id)).one()
-    if refund.provider_ref is not None or refund.status is not RefundStatus.PENDING:
+    if refund.provider_ref is not None:
         return refund
+    if refund.status is RefundStatus.FAILED:
+        raise refusal(Rejected(str(refund.failure_reason)), too_much=REFUND_EXCEEDS_AVAILABLE)
     return ask_to_refund(refund, get_payment(refund.payment_id, reader_id=None), actor="system")
 
 
@@ -128,12 +135,12 @@ def _reserve(payment_id: UUID, amount: int) -> Payment:
         Payment.status == PaymentStatus.SUCCEEDED,
         Payment.pending_operation.is_(None),
         Payment.dispute_status != DisputeState.OPEN,
-        amount <= _LEFT,
+        literal(amount).between(1, _LEFT),
     )
     values = {"amount_refund_reserved": Payment.amount_refund_reserved + amount, "version": Payment.version + 1}
     reserve = update(Payment).where(Payment.id == payment_id, *may).values(values).returning(Payment)
     payment: Payment | None = db.session.scalar(reserve, execution_options={"populate_existing": True})
-    if payment is None or amount < 1:
+    if payment is None:
         raise _refused(payment_id)
     return payment
 

@@ -18,17 +18,19 @@ from project.idempotency_keys import attach
 from project.limits import spend
 from project.pagination import Page, PageRequest, paginate
 from project.payments import prices
-from project.payments.failures import ProviderUnavailable, refusal, told
+from project.payments.failures import refusal, told
 from project.payments.gateway import current_gateway
 from project.payments.gateway_types import (
     GatewayError,
     Intent,
+    Misconfigured,
     OutcomeUnknown,
     PaymentSnapshot,
+    Rejected,
     TooManyRequests,
 )
 from project.payments.models import PAYMENT_SORTS, CaptureMethod, Payment, PaymentStatus
-from project.payments.snapshots import apply_payment
+from project.payments.snapshots import DEAD, apply_payment
 from project.payments.timeline import note
 from project.security import Principal, Role
 
@@ -90,18 +92,34 @@ def create_payment(
             note(payment.id, "user", "created", amount=payment.amount, currency=payment.currency)
             attach(payment.id)
     except IntegrityError as error:
-        living = _find_living(user_id, reference)
-        if living is None:
+        other = _find_other(user_id, reference)
+        if other is None:
             raise
-        raise PaymentExists(payment_id=str(living)) from error
-    return ask_to_create(payment, actor="user")
+        raise PaymentExists(payment_id=str(other)) from error
+    return _made(payment)
+
+
+def _made(payment: Payment) -> Payment:
+    """Make a payment at the provider for the customer who waits for it.
+
+    Raises:
+        ProviderUnavailable, PaymentsMisconfigured: it is to be asked again. Invalid, ProviderRejected: it was refused.
+    """
+    if payment.status is PaymentStatus.CREATED:
+        with told():
+            payment = ask_to_create(payment, actor="user")
+    if payment.status is PaymentStatus.FAILED:
+        raise refusal(Rejected(str(payment.failure_code)))
+    return payment
 
 
 def ask_to_create(payment: Payment, *, actor: str) -> Payment:
     """Make the payment at the provider, or find that it was made: asked again, the provider gives the same one.
 
+    One that the provider refuses has failed then.
+
     Raises:
-        ProviderUnavailable.
+        OutcomeUnknown, TooManyRequests, Misconfigured: it waits to be asked for again.
     """
     intent = Intent(
         payment_id=payment.id,
@@ -113,22 +131,25 @@ def ask_to_create(payment: Payment, *, actor: str) -> Payment:
     give_back()
     try:
         snapshot = current_gateway().create_payment(intent, key=f"{payment.id}:create")
-    except (OutcomeUnknown, TooManyRequests) as error:
-        raise ProviderUnavailable() from error
+    except (OutcomeUnknown, TooManyRequests, Misconfigured):
+        raise
     except GatewayError as error:
-        _fail(payment, str(error), actor=actor)
-        raise refusal(error) from error
+        return give_up(payment, code=str(error), actor=actor)
     made = apply_payment(payment.id, snapshot, actor=actor)
     made.client_secret = snapshot.client_secret
     return made
 
 
 def resume_payment(payment_id: UUID) -> Payment:
-    """Go on with a payment whose request died: make it at the provider if that is not known to be done."""
-    payment = db.session.scalars(select(Payment).where(Payment.id == payment_id)).one()
-    if payment.status is PaymentStatus.CREATED:
-        return ask_to_create(payment, actor="user")
-    return with_client_secret(payment)
+    """Go on with a payment whose request died or failed: make it at the provider if that is not known to be done.
+
+    Raises:
+        ProviderUnavailable, PaymentsMisconfigured. Invalid, ProviderRejected: what the first request was told as well.
+    """
+    payment = get_payment(payment_id, reader_id=None)
+    if payment.provider_ref is None:
+        return _made(payment)
+    return update_from_provider(payment, actor="user")
 
 
 def get_client_secret(payment_id: UUID, *, user_id: UUID) -> str:
@@ -138,11 +159,11 @@ def get_client_secret(payment_id: UUID, *, user_id: UUID) -> str:
         NotFound, PaymentFinal, ProviderUnavailable.
     """
     payment = get_payment(payment_id, reader_id=user_id)
-    if payment.status is PaymentStatus.CREATED:
-        payment = ask_to_create(payment, actor="user")
+    if not payment.status.final:
+        payment = update_from_provider(payment, actor="user")
     if payment.status.final:
         raise PaymentFinal()
-    return str(with_client_secret(payment).client_secret)
+    return str(payment.client_secret)
 
 
 def fetch_client_secret(payment_id: UUID) -> str:
@@ -151,31 +172,25 @@ def fetch_client_secret(payment_id: UUID) -> str:
     Raises:
         ProviderUnavailable.
     """
-    payment = db.session.scalars(select(Payment).where(Payment.id == payment_id)).one()
-    return str(_look(payment).client_secret)
-
-
-def with_client_secret(payment: Payment) -> Payment:
-    """Put the client secret, which we do not keep, on a payment, which becomes what the provider says.
-
-    Raises:
-        ProviderUnavailable.
-    """
-    snapshot = _look(payment)
-    fresh = apply_payment(payment.id, snapshot, actor="user")
-    fresh.client_secret = snapshot.client_secret
-    return fresh
+    return str(_look(get_payment(payment_id, reader_id=None)).client_secret)
 
 
 def update_from_provider(payment: Payment, *, actor: str) -> Payment:
-    """Return a payment as the provider has it now; webhooks may be late, or not set up.
+    """Return a payment as the provider has it now, with its client secret; webhooks may be late, or not set up.
 
     Raises:
-        ProviderUnavailable.
+        ProviderUnavailable, PaymentsMisconfigured, ProviderRejected.
     """
+    if payment.status is PaymentStatus.CREATED:
+        with told():
+            return ask_to_create(payment, actor=actor)
     if payment.provider_ref is None:
-        return ask_to_create(payment, actor=actor) if payment.status is PaymentStatus.CREATED else payment
-    return apply_payment(payment.id, _look(payment), actor=actor)
+        return payment
+    snapshot = _look(payment)
+    fresh = apply_payment(payment.id, snapshot, actor=actor)
+    # We do not keep it.
+    fresh.client_secret = snapshot.client_secret
+    return fresh
 
 
 def get_payment(payment_id: UUID, *, reader_id: UUID | None) -> Payment:
@@ -233,10 +248,11 @@ def list_payments(
     return paginate(statement, page, sorts=PAYMENT_SORTS, tiebreaker=Payment.id, owner=caller_id)
 
 
-def _find_living(user_id: UUID, reference: str | None) -> UUID | None:
-    dead = (PaymentStatus.CANCELED, PaymentStatus.FAILED)
-    living = (Payment.user_id == user_id, Payment.reference == reference, Payment.status.not_in(dead))
-    return db.session.scalar(select(Payment.id).where(*living))
+def _find_other(user_id: UUID, reference: str | None) -> UUID | None:
+    """Return the payment that has this reference; it may have ended since it was in the way."""
+    same = (Payment.user_id == user_id, Payment.reference == reference, Payment.reference.is_not(None))
+    ended = Payment.status.in_(DEAD)
+    return db.session.scalar(select(Payment.id).where(*same).order_by(ended, Payment.id.desc()).limit(1))
 
 
 def _look(payment: Payment) -> PaymentSnapshot:
@@ -245,13 +261,17 @@ def _look(payment: Payment) -> PaymentSnapshot:
         return current_gateway().retrieve_payment(str(payment.provider_ref))
 
 
-def give_up(payment: Payment, *, actor: str) -> None:
-    """End a payment that never reached the provider."""
-    _fail(payment, "never_arrived", actor=actor)
-
-
-def _fail(payment: Payment, code: str, *, actor: str) -> None:
-    new = update(Payment).where(Payment.id == payment.id, Payment.status == PaymentStatus.CREATED)
+def give_up(payment: Payment, *, code: str = "never_arrived", actor: str) -> Payment:
+    """End a payment that is not at the provider, unless it is; return it as it is then."""
+    still = update(Payment).where(Payment.id == payment.id, Payment.status == PaymentStatus.CREATED)
+    values = {
+        "status": PaymentStatus.FAILED,
+        "failure_code": code[:64],
+        "pending_operation": None,
+        "version": Payment.version + 1,
+    }
     with transaction():
-        db.session.execute(new.values(status=PaymentStatus.FAILED, failure_code=code[:64]))
-        note(payment.id, actor, "status", before=PaymentStatus.CREATED, after=PaymentStatus.FAILED)
+        if db.session.scalar(still.values(values).returning(Payment.id)) is not None:
+            note(payment.id, actor, "status", before=PaymentStatus.CREATED, after=PaymentStatus.FAILED)
+        found = select(Payment).where(Payment.id == payment.id)
+        return db.session.scalars(found, execution_options={"populate_existing": True}).one()

@@ -9,7 +9,7 @@ import logging
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import or_, select, update
+from sqlalchemy import or_, select
 
 from project.database import db, insert, transaction, utcnow, uuid7
 from project.jobs import defer
@@ -22,7 +22,13 @@ from project.payments.timeline import note
 
 logger = logging.getLogger(__name__)
 
-_CLOSED_DISPUTES = {"won", "lost", "warning_closed", "prevented"}
+# The end of a payment that was not made; its reference is free again.
+DEAD = (PaymentStatus.CANCELED, PaymentStatus.FAILED)
+
+_DECIDED_DISPUTES = {"won", "lost"}
+_CLOSED_DISPUTES = {*_DECIDED_DISPUTES, "warning_closed", "prevented"}
+# Of several disputes the payment shows what matters most.
+_WEIGHTS = [DisputeState.NONE, DisputeState.INQUIRY, DisputeState.WON, DisputeState.LOST, DisputeState.OPEN]
 
 
 def apply_payment(payment_id: UUID, snapshot: PaymentSnapshot, *, actor: str) -> Payment:
@@ -33,16 +39,19 @@ def apply_payment(payment_id: UUID, snapshot: PaymentSnapshot, *, actor: str) ->
     with transaction():
         payment = _locked(payment_id)
         before = payment.status
-        if (snapshot.amount, snapshot.currency) != (payment.amount, payment.currency):
-            _review(payment, "amount_differs")
+        if payment.provider_ref not in {None, snapshot.ref}:
+            _review(payment, "another_at_provider", actor)
+        elif (snapshot.amount, snapshot.currency) != (payment.amount, payment.currency):
+            _review(payment, "amount_differs", actor)
         elif before.final and not _money_arrived(before, snapshot):
             if snapshot.status is not before:
                 logger.warning("stale_snapshot", extra={"payment_id": str(payment_id), "status": snapshot.status})
             payment.synced_at = utcnow()
         else:
-            _take_over(payment, snapshot)
             if before.final:
-                _review(payment, "succeeded_late")
+                _review(payment, "succeeded_late", actor)
+                _leave_reference(payment, actor)
+            _take_over(payment, snapshot)
             if payment.status is PaymentStatus.SUCCEEDED:
                 _book_capture(payment)
         if payment.status is not before:
@@ -53,7 +62,15 @@ def apply_payment(payment_id: UUID, snapshot: PaymentSnapshot, *, actor: str) ->
 
 def _money_arrived(before: PaymentStatus, snapshot: PaymentSnapshot) -> bool:
     """Tell whether a payment that we had given up was paid after all."""
-    return before is not PaymentStatus.SUCCEEDED and snapshot.status is PaymentStatus.SUCCEEDED
+    return before in DEAD and snapshot.status is PaymentStatus.SUCCEEDED
+
+
+def _leave_reference(payment: Payment, actor: str) -> None:
+    """Leave the reference to the payment that was made instead of this one: of two that live, only one may have it."""
+    same = (Payment.user_id == payment.user_id, Payment.reference == payment.reference, Payment.reference.is_not(None))
+    if db.session.scalar(select(Payment.id).where(*same, Payment.status.not_in(DEAD))) is not None:
+        note(payment.id, actor, "reference_left", reference=payment.reference)
+        payment.reference = None
 
 
 def _locked(payment_id: UUID) -> Payment:
@@ -109,19 +126,19 @@ def apply_refund(snapshot: RefundSnapshot, *, actor: str) -> Refund | None:
     """Make a refund what the snapshot says, also one that somebody made at the provider; None if it is not ours.
 
     Raises:
-        OutcomeUnknown: a refund made at the provider collides with one of ours whose outcome is not known yet; once
-            that is known, this can be applied.
+        OutcomeUnknown: more was given back than is left: refunds of ours are under way, or the payment is not known
+            to have succeeded. Once that is known, this can be applied.
     """
     with transaction():
         payment = _find_by_ref(snapshot.payment_ref)
         if payment is None:
             return None
-        refund = _find_refund(snapshot)
-        if refund is None:
-            refund = _adopt_refund(payment, snapshot)
-        before = refund.status
+        refund = _find_refund(snapshot) or _adopt_refund(payment, snapshot)
+        if refund.provider_ref is None and refund.status in _NEVER and snapshot.status not in _NEVER:
+            # We had taken it for one that never arrived.
+            refund.status = _hold(payment, refund.amount)
         refund.provider_ref = snapshot.ref
-        if before is not snapshot.status:
+        if refund.status is not snapshot.status:
             _move_refund(payment, refund, snapshot, actor)
     return refund
 
@@ -138,29 +155,35 @@ def _find_refund(snapshot: RefundSnapshot) -> Refund | None:
     return db.session.scalar(select(Refund).where(is_it), execution_options={"populate_existing": True})
 
 
+# A refund holds its amount while it may still succeed, and has given it once it did.
+_HOLDS = {RefundStatus.PENDING, RefundStatus.REQUIRES_ACTION}
+_NEVER = {RefundStatus.FAILED, RefundStatus.CANCELED}
+
+
 def _adopt_refund(payment: Payment, snapshot: RefundSnapshot) -> Refund:
-    """Take in a refund that somebody made at the provider: reserved first, as ours are."""
-    if snapshot.amount > payment.amount_refundable:
-        if payment.amount_refund_reserved:
-            raise OutcomeUnknown("one of our refunds is under way")
-        raise RuntimeError("the provider refunded more than it took")
+    """Take in a refund that somebody made at the provider: reserved first, as ours are, if it may have succeeded."""
+    gone = snapshot.status in _NEVER
     refund = Refund(
         id=uuid7(),
         payment_id=payment.id,
+        provider_ref=snapshot.ref,
         amount=snapshot.amount,
         currency=snapshot.currency,
-        status=RefundStatus.PENDING,
+        status=snapshot.status if gone else _hold(payment, snapshot.amount),
+        failure_reason=snapshot.failure_reason,
         origin=RefundOrigin.PROVIDER,
     )
-    payment.amount_refund_reserved += snapshot.amount
     db.session.add(refund)
     db.session.flush()
     return refund
 
 
-# A refund holds its amount while it may still succeed, and has given it once it did.
-_HOLDS = {RefundStatus.PENDING, RefundStatus.REQUIRES_ACTION}
-_NEVER = {RefundStatus.FAILED, RefundStatus.CANCELED}
+def _hold(payment: Payment, amount: int) -> RefundStatus:
+    """Reserve what somebody has given back at the provider."""
+    if amount > payment.amount_refundable:
+        raise OutcomeUnknown("more than is left")
+    payment.amount_refund_reserved += amount
+    return RefundStatus.PENDING
 
 
 def _move_refund(payment: Payment, refund: Refund, snapshot: RefundSnapshot, actor: str) -> None:
@@ -170,31 +193,37 @@ def _move_refund(payment: Payment, refund: Refund, snapshot: RefundSnapshot, act
         return
     if before in _HOLDS and after not in _HOLDS:
         payment.amount_refund_reserved -= refund.amount
-    source = {"source_type": "refund", "source_id": refund.id, "amount": refund.amount}
     refund.status, refund.failure_reason = after, snapshot.failure_reason
     if after is RefundStatus.SUCCEEDED:
         payment.amount_refunded += refund.amount
         refund.succeeded_at = utcnow()
-        ledger.post("refund", payment, **source)
+        _book_refund("refund", payment, refund)
     elif before is RefundStatus.SUCCEEDED:
         payment.amount_refunded -= refund.amount
-        ledger.post("refund_reversal", payment, **source)
+        _book_refund("refund_reversal", payment, refund)
         logger.error("refund_reversed", extra={"payment_id": str(payment.id), "amount": refund.amount})
     payment.version += 1
     note(payment.id, actor, "refund", refund_id=str(refund.id), before=before, after=after)
 
 
-def release_refund(refund_id: UUID, *, reason: str, actor: str) -> None:
+def _book_refund(kind: str, payment: Payment, refund: Refund) -> None:
+    ledger.post(kind, payment, source_type="refund", source_id=refund.id, amount=refund.amount)
+
+
+def release_refund(refund_id: UUID, *, reason: str, actor: str) -> Refund:
     """End a refund that the provider does not know, and give its reservation back; again is no change."""
     with transaction():
-        waiting = (Refund.id == refund_id, Refund.status == RefundStatus.PENDING, Refund.provider_ref.is_(None))
-        ended = update(Refund).where(*waiting).values(status=RefundStatus.FAILED, failure_reason=reason[:64])
-        refund = db.session.scalar(ended.returning(Refund), execution_options={"populate_existing": True})
-        if refund is not None:
-            payment = _locked(refund.payment_id)
+        # The payment before the refund, as everywhere: two that lock them in different orders wait for each other.
+        owner = select(Refund.payment_id).where(Refund.id == refund_id)
+        payment = _locked(db.session.scalars(owner).one())
+        found = select(Refund).where(Refund.id == refund_id)
+        refund = db.session.scalars(found, execution_options={"populate_existing": True}).one()
+        if refund.status is RefundStatus.PENDING and refund.provider_ref is None:
+            refund.status, refund.failure_reason = RefundStatus.FAILED, reason[:64]
             payment.amount_refund_reserved -= refund.amount
             payment.version += 1
             note(payment.id, actor, "refund", refund_id=str(refund_id), after=RefundStatus.FAILED)
+    return refund
 
 
 def apply_dispute(snapshot: DisputeSnapshot, *, actor: str) -> Dispute | None:
@@ -214,6 +243,9 @@ def apply_dispute(snapshot: DisputeSnapshot, *, actor: str) -> Dispute | None:
                 currency=snapshot.currency,
             )
             db.session.add(dispute)
+        elif dispute.status in _DECIDED_DISPUTES and snapshot.status not in _DECIDED_DISPUTES:
+            logger.warning("stale_snapshot", extra={"payment_id": str(payment.id), "status": snapshot.status})
+            return dispute
         _mirror(payment, dispute, snapshot, actor)
     return dispute
 
@@ -227,17 +259,22 @@ def _mirror(payment: Payment, dispute: Dispute, snapshot: DisputeSnapshot, actor
     dispute.funds_withdrawn = snapshot.withdrawn > 0
     if snapshot.status in _CLOSED_DISPUTES:
         dispute.closed_at = dispute.closed_at or utcnow()
-    payment.dispute_status = _dispute_state(snapshot.status)
     db.session.flush()
-    source = {"source_type": "dispute", "source_id": dispute.id}
-    if snapshot.withdrawn:
-        ledger.post("dispute_hold", payment, amount=snapshot.withdrawn, **source)
-    if snapshot.fee:
-        ledger.post("dispute_fee", payment, amount=snapshot.fee, **source)
-    if snapshot.reinstated:
-        ledger.post("dispute_won", payment, amount=snapshot.reinstated, **source)
-    elif snapshot.withdrawn and snapshot.status == "lost":
-        ledger.post("dispute_lost", payment, amount=snapshot.withdrawn, **source)
+    statuses = db.session.scalars(select(Dispute.status).where(Dispute.payment_id == payment.id))
+    payment.dispute_status = max(map(_dispute_state, statuses), key=_WEIGHTS.index)
+    _book_dispute(payment, dispute, snapshot)
+
+
+def _book_dispute(payment: Payment, dispute: Dispute, snapshot: DisputeSnapshot) -> None:
+    amounts = {
+        "dispute_hold": snapshot.withdrawn,
+        "dispute_fee": snapshot.fee,
+        "dispute_won": snapshot.reinstated,
+        "dispute_lost": snapshot.withdrawn if snapshot.status == "lost" and not snapshot.reinstated else 0,
+    }
+    for kind, amount in amounts.items():
+        if amount:
+            ledger.post(kind, payment, source_type="dispute", source_id=dispute.id, amount=amount)
 
 
 def _dispute_state(status: str) -> DisputeState:
@@ -246,9 +283,10 @@ def _dispute_state(status: str) -> DisputeState:
     return {"won": DisputeState.WON, "lost": DisputeState.LOST}.get(status, DisputeState.OPEN)
 
 
-def _review(payment: Payment, reason: str) -> None:
+def _review(payment: Payment, reason: str, actor: str) -> None:
     """Hold a payment up until somebody has looked at it."""
-    if not payment.needs_review:
+    if payment.review_reason != reason:
         payment.needs_review, payment.review_reason = True, reason
         payment.version += 1
+        note(payment.id, actor, "review", reason=reason)
         logger.error("payment_needs_review", extra={"payment_id": str(payment.id), "reason": reason})
