@@ -79,7 +79,7 @@ class Reader:
 
     def duration(self, name: str, default: str) -> timedelta:
         """Return a span of time, written with s, min, h or d."""
-        return self.parse(name, default, _duration, "a span of time such as 24 h")
+        return self.parse(name, default, parse_duration, "a span of time such as 24 h")
 
     def types(self, name: str, default: str) -> list[str]:
         """Return a comma-separated list of media types, with `*` as in `image/*`."""
@@ -132,7 +132,12 @@ def _size(text: str) -> int:
     return size
 
 
-def _duration(text: str) -> timedelta:
+def parse_duration(text: str) -> timedelta:
+    """Return a span of time, such as 24 h.
+
+    Raises:
+        ValueError: it is none.
+    """
     match = re.fullmatch(r"([1-9][0-9]{0,8}) ?(s|min|h|d)", text)
     if match is None:
         raise ValueError("not a span of time")

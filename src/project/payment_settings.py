@@ -17,6 +17,7 @@ class Payments:
 
     provider: str  # sandbox or stripe
     secret_key: str  # empty for the sandbox
+    setup_key: str  # with it `flask payments setup-webhook` makes an endpoint, while the sandbox is still the provider
     publishable_key: str
     webhook_secrets: list[str]  # while one is replaced by another, both sign
     currencies: list[str]
@@ -45,9 +46,11 @@ def read_payments(read: Reader) -> Payments:
     if provider not in {"sandbox", "stripe"}:
         raise ConfigError("PAYMENTS_PROVIDER must be sandbox or stripe")
     is_stripe = provider == "stripe"
+    secret_key = _key(read, "STRIPE_SECRET_KEY", "sk_", "rk_") if is_stripe or read.text("STRIPE_SECRET_KEY") else ""
     return Payments(
         provider=provider,
-        secret_key=_key(read, "STRIPE_SECRET_KEY", "sk_", "rk_") if is_stripe else "",
+        secret_key=secret_key if is_stripe else "",
+        setup_key=secret_key,
         publishable_key=_publishable_key(read) if is_stripe else SANDBOX_KEY,
         webhook_secrets=_webhook_secrets(read) if is_stripe else [],
         currencies=read.parse("PAYMENTS_CURRENCIES", "USD EUR GBP JPY", _currencies, "codes such as USD EUR GBP"),
@@ -60,7 +63,7 @@ def _key(read: Reader, name: str, *prefixes: str) -> str:
     key = read.text(name)
     kinds = [prefix + mode for prefix in prefixes for mode in ("test_", "live_")]
     if not key.startswith(tuple(kinds)) or len(key) < MIN_KEY or not key.isascii() or not key.isprintable():
-        raise ConfigError(f"{name} must be a key that begins with {' or '.join(kinds)} (PAYMENTS_PROVIDER=stripe)")
+        raise ConfigError(f"{name} must be a key that begins with {' or '.join(kinds)}")
     return key
 
 
@@ -75,7 +78,8 @@ def _webhook_secrets(read: Reader) -> list[str]:
     secrets = read.names("STRIPE_WEBHOOK_SECRETS")
     if not secrets or not all(secret.startswith("whsec_") and len(secret) >= MIN_KEY for secret in secrets):
         expected = "the signing secrets of the webhook endpoint (whsec_…), separated by commas"
-        raise ConfigError(f"STRIPE_WEBHOOK_SECRETS must be {expected}; `flask payments setup-webhook` makes one")
+        cure = "`flask payments setup-webhook`, run with PAYMENTS_PROVIDER=sandbox, makes one"
+        raise ConfigError(f"STRIPE_WEBHOOK_SECRETS must be {expected}; {cure}")
     return secrets
 
 

@@ -48,6 +48,7 @@ class PaymentSnapshot:
     currency: str  # upper case
     amount_capturable: int
     amount_received: int
+    amount_refunded: int  # with what is pending
     livemode: bool
     client_secret: str | None
     method: Method | None

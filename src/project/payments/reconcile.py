@@ -1,21 +1,28 @@
-"""Finding out what became of everything whose outcome is not known: the other half of every call to the provider."""
+"""Finding out what became of everything whose outcome is not known: the other half of every call to the provider.
+
+Each step may run any number of times, and beside requests, webhooks and itself; runs are kept apart only because two
+of them would ask the provider everything twice.
+"""
 
 import logging
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import timedelta
+from typing import Any, TypeVar
 
-from sqlalchemy import ColumnElement, select, update
+from sqlalchemy import exists, select, update
+from sqlalchemy.exc import OperationalError
 
-from project.config import settings
 from project.database import db, give_back, transaction, utcnow
-from project.errors import AppError
 from project.jobs import periodic
-from project.payments import inbox, ledger_check, operations, service
+from project.locks import AlreadyRunning, alone
+from project.payments import expiry, inbox, ledger_check, operations, service, waiting
+from project.payments.comparing import compare
+from project.payments.failures import InvalidState, PaymentDeclined, PaymentsMisconfigured, ProviderUnavailable
 from project.payments.gateway import current_gateway
-from project.payments.gateway_types import GatewayError, PaymentSnapshot
-from project.payments.journal import EventStatus, WebhookEvent
-from project.payments.models import Operation, Payment, PaymentStatus, Refund, RefundStatus
+from project.payments.gateway_types import GatewayError, Misconfigured, OutcomeUnknown, TooManyRequests
+from project.payments.journal import WebhookEvent
+from project.payments.models import Payment, Refund
 from project.payments.refunds import ask_to_refund
 from project.payments.snapshots import apply_payment, apply_refund, release_refund
 
@@ -23,60 +30,133 @@ logger = logging.getLogger(__name__)
 
 # A request is younger than this while it is still being worked on.
 SETTLED = timedelta(minutes=2)
+# How far back the provider's payments are held against ours.
+SINCE = timedelta(hours=48)
 # The provider forgets keys after a day: until then the same request can be sent again.
 KEYS_LIVE = timedelta(hours=23)
-# An authorisation lapses after seven days.
-CAPTURE_BY = timedelta(days=6)
-BATCH = 200
+# A provider that has not answered this often is down, and each of its silences takes seconds.
+ENOUGH = 5
+
+_DOWN = (ProviderUnavailable, PaymentsMisconfigured, OutcomeUnknown, TooManyRequests, Misconfigured)
+
+Row = TypeVar("Row", Payment, Refund, WebhookEvent)
 
 
 @dataclass
 class Report:
-    """What a run found and did, and what it could not cure."""
+    """What a run found and did, and what it could not cure. Of a dry run: what it would have looked at."""
 
-    resolved: int = 0
-    expired: int = 0
+    payments: int = 0
+    operations: int = 0
+    refunds: int = 0
     events: int = 0
+    expired: int = 0
+    repaired: list[str] = field(default_factory=list)
+    lapsing: list[str] = field(default_factory=list)
     unavailable: int = 0
     discrepancies: list[str] = field(default_factory=list)
 
+    @property
+    def exit_code(self) -> int:
+        """What the command ends with: 2 the provider gave no answer, 1 something needs a person, 0 all is well."""
+        return 2 if self.unavailable else int(bool(self.discrepancies))
 
-def reconcile(*, since: timedelta = timedelta(hours=48), settled: timedelta = SETTLED) -> Report:
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as a script reads it."""
+        return asdict(self)
+
+
+def reconcile(*, since: timedelta = SINCE, settled: timedelta = SETTLED, dry_run: bool = False) -> Report:
     """Resolve every payment, refund and event that waits, and compare the provider's payments with ours.
 
     `settled` is how long something has to be left alone before it counts as waiting.
+
+    Raises:
+        AlreadyRunning: another process does this.
     """
-    report = Report()
-    before = utcnow() - settled
-    _each(report, _lost_creates(before), _settle_create)
-    _each(report, _open_payments(before), lambda payment: service.update_from_provider(payment, actor="reconcile"))
-    _each(report, _open_operations(before), lambda payment: operations.finish_operation(payment, actor="reconcile"))
-    _each(report, _open_refunds(before), _settle_refund)
-    _process_events(report, before)
-    _expire(report)
-    _compare(report, utcnow() - since)
-    _warn_of_authorisations()
-    report.discrepancies += [f"{found.rule}: {found.subject}" for found in ledger_check.verify()]
-    return report
+    if dry_run:
+        return _run(Report(), since, settled, dry_run=True)
+    with alone("reconcile"):
+        return _run(Report(), since, settled, dry_run=False)
 
 
 @periodic("*/5 * * * *")
 def reconcile_regularly() -> None:
     """Resolve what waits, every five minutes."""
-    report = reconcile()
+    if not db.session.scalar(select(exists(select(Payment.id)))):
+        return  # Not even the provider's library needs to be loaded.
+    try:
+        report = reconcile()
+    except AlreadyRunning:
+        return
     for found in report.discrepancies:
         logger.error("payments_discrepancy", extra={"reason": found})
+    if report.unavailable:
+        logger.error("payments_provider_unavailable", extra={"count": report.unavailable})
 
 
-def _each(report: Report, rows: Iterator[Payment] | Iterator[Refund], settle: Callable[..., object]) -> None:
-    """Settle each row by itself: what fails for one says nothing of the others."""
+def process_events() -> Report:
+    """Act on every event that was not acted on yet, however young."""
+    report = Report()
+    while events := waiting.unprocessed_events(timedelta()):
+        report.events += _each(report, events, _process, dry_run=False)
+        if len(events) < waiting.BATCH:
+            break
+    return report
+
+
+def _run(report: Report, since: timedelta, settled: timedelta, *, dry_run: bool) -> Report:
+    def each(rows: Sequence[Row], settle: Callable[[Row], object]) -> int:
+        return _each(report, rows, settle, dry_run=dry_run)
+
+    report.payments += each(waiting.lost_creates(settled), _settle_create)
+    report.payments += each(waiting.open_payments(settled), _look)
+    report.operations += each(waiting.open_operations(settled), _finish_operation)
+    report.refunds += each(waiting.open_refunds(settled), _settle_refund)
+    report.events += each(waiting.unprocessed_events(settled), _process)
+    report.expired += each(waiting.overdue_payments(), _expire)
+    try:
+        compared = compare(since=since, settled=settled, dry_run=dry_run)
+    except GatewayError:
+        report.unavailable += 1
+    else:
+        report.repaired += compared.repaired
+        report.discrepancies += compared.left
+    for payment in waiting.lapsing_authorisations():
+        report.lapsing.append(str(payment.id))
+        logger.error("authorisation_lapses", extra={"payment_id": str(payment.id)})
+    changed_since = utcnow() - since
+    report.discrepancies += [str(violation) for violation in ledger_check.verify(changed_since=changed_since)]
+    return report
+
+
+def _each(report: Report, rows: Sequence[Row], settle: Callable[[Row], object], *, dry_run: bool) -> int:
+    """Settle each row by itself: what fails for one says nothing of the others. Return how many were."""
+    settled = 0
     for row in rows:
-        try:
-            settle(row)
-            report.resolved += 1
-        except (AppError, GatewayError) as error:
-            report.unavailable += 1
-            logger.warning("not_reconciled", extra={"kind": type(row).__name__, "error": type(error).__name__})
+        if report.unavailable >= ENOUGH:
+            break
+        settled += dry_run or _settle(report, row, settle)
+    return settled
+
+
+def _settle(report: Report, row: Row, settle: Callable[[Row], object]) -> bool:
+    subject, fields = f"{type(row).__name__} {row.id}", {"kind": type(row).__name__, "object_id": str(row.id)}
+    try:
+        settle(row)
+    except (InvalidState, PaymentDeclined):
+        return True  # It is known now that it cannot be done.
+    except _DOWN as error:
+        report.unavailable += 1
+        logger.warning("not_reconciled", extra={**fields, "error": type(error).__name__})
+        return False
+    except OperationalError:
+        raise  # Without the database nothing can be settled.
+    except Exception as error:
+        report.discrepancies.append(f"{subject}: {type(error).__name__}")
+        logger.exception("not_reconciled", extra=fields)
+        return False
+    return True
 
 
 def _settle_create(payment: Payment) -> None:
@@ -92,91 +172,40 @@ def _settle_create(payment: Payment) -> None:
         service.give_up(payment, actor="reconcile")
 
 
+def _look(payment: Payment) -> None:
+    service.update_from_provider(payment, actor="reconcile")
+
+
+def _finish_operation(payment: Payment) -> None:
+    if operations.finish_operation(payment, actor="reconcile").pending_operation is not None:
+        raise OutcomeUnknown("still")
+
+
 def _settle_refund(refund: Refund) -> None:
+    """Find what became of a refund: by its reference, or among those of its payment while it has none."""
+    with transaction():  # So that it is looked at less often from now on.
+        db.session.execute(update(Refund).where(Refund.id == refund.id).values(updated_at=utcnow()))
+    if refund.provider_ref is not None:
+        give_back()
+        apply_refund(current_gateway().retrieve_refund(refund.provider_ref), actor="reconcile")
+        return
     payment = service.get_payment(refund.payment_id, reader_id=None)
     give_back()
     for snapshot in current_gateway().list_refunds(str(payment.provider_ref)):
         if snapshot.refund_id == refund.id:
             apply_refund(snapshot, actor="reconcile")
             return
-    if refund.created_at > utcnow() - KEYS_LIVE:
-        ask_to_refund(refund, payment, actor="reconcile")
-    else:
+    if refund.created_at < utcnow() - KEYS_LIVE:
         release_refund(refund.id, reason="never_arrived", actor="reconcile")
+    elif ask_to_refund(refund, payment, actor="reconcile").provider_ref is None:
+        raise OutcomeUnknown("still")
 
 
-def _process_events(report: Report, before: datetime) -> None:
-    waiting = WebhookEvent.status.in_([EventStatus.RECEIVED, EventStatus.FAILED])
-    statement = select(WebhookEvent.id).where(waiting, WebhookEvent.updated_at < before).limit(BATCH)
-    for event_id in db.session.scalars(statement).all():
-        try:
-            inbox.process(event_id=str(event_id))
-            report.events += 1
-        except GatewayError:
-            report.unavailable += 1
+def _process(event: WebhookEvent) -> None:
+    inbox.process(event_id=str(event.id))
 
 
-def _expire(report: Report) -> None:
-    """Cancel what nobody has paid in time, and what was tried too often (card testing)."""
-    stale = Payment.created_at < utcnow() - settings.payments.expire_after
-    tried = Payment.attempts >= settings.payments.max_attempts
-    waits = Payment.status == PaymentStatus.REQUIRES_PAYMENT_METHOD
-    for payment in _payments(waits, stale | tried, Payment.pending_operation.is_(None)):
-        mine = update(Payment).where(Payment.id == payment.id, waits, Payment.pending_operation.is_(None))
-        with transaction():
-            ended = db.session.scalar(
-                mine.values(pending_operation=Operation.CANCEL).returning(Payment),
-                execution_options={"populate_existing": True},
-            )
-        if ended is not None:
-            _each(report, iter([ended]), lambda row: operations.finish_operation(row, actor="reconcile"))
-            report.expired += 1
-
-
-def _compare(report: Report, since: datetime) -> None:
-    """Hold what the provider has of the last time against what we have."""
-    give_back()
-    try:
-        for snapshot in current_gateway().list_payments(since=since):
-            report.discrepancies += _difference(snapshot)
-    except GatewayError:
-        report.unavailable += 1
-
-
-def _difference(snapshot: PaymentSnapshot) -> list[str]:
-    if snapshot.payment_id is None:
-        return []
-    payment = db.session.scalar(select(Payment).where(Payment.id == snapshot.payment_id))
-    if payment is None:
-        return [f"orphan_at_provider: {snapshot.ref}"]
-    apply_payment(payment.id, snapshot, actor="reconcile")
-    return [f"needs_review: {payment.id}"] if payment.needs_review else []
-
-
-def _warn_of_authorisations() -> None:
-    late = Payment.authorized_at < utcnow() - CAPTURE_BY
-    for payment in _payments(Payment.status == PaymentStatus.REQUIRES_CAPTURE, late):
-        logger.error("authorisation_lapses", extra={"payment_id": str(payment.id)})
-
-
-def _lost_creates(before: datetime) -> Iterator[Payment]:
-    return _payments(Payment.status == PaymentStatus.CREATED, Payment.created_at < before)
-
-
-def _open_payments(before: datetime) -> Iterator[Payment]:
-    moving = [PaymentStatus.REQUIRES_ACTION, PaymentStatus.PROCESSING, PaymentStatus.REQUIRES_PAYMENT_METHOD]
-    return _payments(Payment.status.in_(moving), Payment.synced_at < before)
-
-
-def _open_operations(before: datetime) -> Iterator[Payment]:
-    return _payments(Payment.pending_operation.is_not(None), Payment.updated_at < before)
-
-
-def _open_refunds(before: datetime) -> Iterator[Refund]:
-    waiting = Refund.status.in_([RefundStatus.PENDING, RefundStatus.REQUIRES_ACTION])
-    statement = select(Refund).where(waiting, Refund.updated_at < before).order_by(Refund.id).limit(BATCH)
-    return iter(db.session.scalars(statement).all())
-
-
-def _payments(*conditions: ColumnElement[bool]) -> Iterator[Payment]:
-    return iter(db.session.scalars(select(Payment).where(*conditions).order_by(Payment.id).limit(BATCH)).all())
+def _expire(payment: Payment) -> None:
+    canceled = expiry.cancel_if_over(payment.id, reason="expired")
+    if canceled is not None and canceled.pending_operation is not None:
+        raise OutcomeUnknown("still")

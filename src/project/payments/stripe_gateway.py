@@ -63,9 +63,13 @@ logging.getLogger("stripe").setLevel(logging.WARNING)
 
 def connect(secret_key: str) -> "StripeGateway":
     """Return the gateway of the Stripe account that the key belongs to; nothing is sent yet."""
+    return StripeGateway(client_of(secret_key), livemode=secret_key.startswith(("sk_live_", "rk_live_")))
+
+
+def client_of(secret_key: str) -> stripe.StripeClient:
+    """Return the SDK's client of the account that the key belongs to."""
     transport = stripe.RequestsClient(timeout=(CONNECT_SECONDS, READ_SECONDS))
-    client = stripe.StripeClient(secret_key, http_client=transport, max_network_retries=RETRIES)
-    return StripeGateway(client, livemode=secret_key.startswith(("sk_live_", "rk_live_")))
+    return stripe.StripeClient(secret_key, http_client=transport, max_network_retries=RETRIES)
 
 
 class StripeGateway:
@@ -93,13 +97,13 @@ class StripeGateway:
             params["description"] = intent.description
         if intent.customer_ref:
             params["customer"] = intent.customer_ref
-        with _translated():
+        with translated():
             made = self._client.v1.payment_intents.create(params, {"idempotency_key": key})
         return self._payment(made)
 
     def retrieve_payment(self, ref: str) -> PaymentSnapshot:
         """Return a payment as it is now."""
-        with _translated():
+        with translated():
             found = self._client.v1.payment_intents.retrieve(ref, {"expand": [_METHOD]})
         return payment_snapshot(found.to_dict())
 
@@ -125,7 +129,7 @@ class StripeGateway:
         params: PaymentIntentCaptureParams = {"expand": [_METHOD]}
         if amount is not None:
             params["amount_to_capture"] = amount
-        with _translated():
+        with translated():
             captured = self._client.v1.payment_intents.capture(ref, params, {"idempotency_key": key})
         return self._payment(captured)
 
@@ -135,7 +139,7 @@ class StripeGateway:
         Raises:
             InOtherState.
         """
-        with _translated():
+        with translated():
             canceled = self._client.v1.payment_intents.cancel(ref, {"expand": [_METHOD]}, {"idempotency_key": key})
         return self._payment(canceled)
 
@@ -155,13 +159,13 @@ class StripeGateway:
         # Stripe knows no other reasons than its own three.
         if reason is not None and reason is not RefundReason.OTHER:
             params["reason"] = reason.value
-        with _translated():
+        with translated():
             made = self._client.v1.refunds.create(params, {"idempotency_key": key})
         return self.retrieve_refund(made.id) if _replayed(made) else refund_snapshot(made.to_dict())
 
     def retrieve_refund(self, ref: str) -> RefundSnapshot:
         """Return a refund as it is now."""
-        with _translated():
+        with translated():
             found = self._client.v1.refunds.retrieve(ref)
         return refund_snapshot(found.to_dict())
 
@@ -171,7 +175,7 @@ class StripeGateway:
 
     def retrieve_dispute(self, ref: str) -> DisputeSnapshot:
         """Return a dispute as it is now."""
-        with _translated():
+        with translated():
             found = self._client.v1.disputes.retrieve(ref)
         return dispute_snapshot(found.to_dict())
 
@@ -205,7 +209,7 @@ def _pages(fetch: Callable[[Any], Any], params: dict[str, Any]) -> Iterator[dict
     """Give the objects of a list, a page at a time."""
     after: dict[str, str] = {}
     while True:
-        with _translated():
+        with translated():
             page = fetch({**params, **after, "limit": PAGE}).to_dict()
         yield from page["data"]
         if not page["has_more"]:
@@ -227,7 +231,7 @@ def _signed_at(header: str) -> int:
 
 
 @contextmanager
-def _translated() -> Iterator[None]:
+def translated() -> Iterator[None]:
     """Turn the SDK's errors into ours."""
     try:
         yield

@@ -45,6 +45,7 @@ def payment_snapshot(found: dict[str, Any]) -> PaymentSnapshot:
         currency=found["currency"].upper(),
         amount_capturable=found["amount_capturable"],
         amount_received=found["amount_received"],
+        amount_refunded=_refunded(found["latest_charge"]),
         livemode=found["livemode"],
         client_secret=found["client_secret"],
         method=_method(found["latest_charge"]),
@@ -122,6 +123,10 @@ def _method(charge: Any) -> Method | None:
         return None
     shown = details.get(details["type"]) or {}
     return Method(details["type"], shown.get("brand"), shown.get("last4"))
+
+
+def _refunded(charge: Any) -> int:
+    return int(charge.get("amount_refunded") or 0) if isinstance(charge, dict) else 0
 
 
 def _our_id(found: dict[str, Any], name: str) -> UUID | None:

@@ -49,7 +49,7 @@ def post(body: bytes, signature: str) -> int:
         method="POST",
         data=body,
         content_type="application/json",
-        headers={"Stripe-Signature": signature, "User-Agent": "sandbox"},
+        headers=[("Stripe-Signature", signature), ("User-Agent", "sandbox")],
         environ_base={"REMOTE_ADDR": "127.0.0.1"},
     )
     application: Any = current_app

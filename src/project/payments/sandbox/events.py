@@ -4,11 +4,11 @@ import json
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import delete
+from sqlalchemy import delete, or_
 
 from project.database import db, transaction, utcnow
 from project.jobs import defer
-from project.payments.sandbox.delivery import deliver
+from project.payments.sandbox.delivery import MAX_ATTEMPTS, deliver
 from project.payments.sandbox.faults import EVENT_FAULTS, Fault, take
 from project.payments.sandbox.models import SandboxEvent, new_id
 
@@ -51,7 +51,8 @@ def _fault() -> tuple[Fault | None, timedelta]:
 
 
 def purge() -> None:
-    """Delete events that were delivered long ago."""
-    old = delete(SandboxEvent).where(SandboxEvent.delivered_at < utcnow() - KEEP)
+    """Delete events of long ago that were delivered, or that nobody has taken however often they came."""
+    over = or_(SandboxEvent.delivered_at.is_not(None), SandboxEvent.attempts >= MAX_ATTEMPTS)
+    old = delete(SandboxEvent).where(SandboxEvent.created_at < utcnow() - KEEP, over)
     with transaction():
         db.session.execute(old)
