@@ -33,6 +33,7 @@ blueprint = Blueprint("payment_records", __name__, url_prefix="/payments", descr
 ledger_blueprint = Blueprint("ledger", __name__, url_prefix="/ledger", description="The books, for staff")
 
 CSV = {"type": "string"}
+ATTACHMENT = {"Content-Disposition": {"$ref": "#/components/headers/Content-Disposition"}}
 
 
 @blueprint.get("/disputes")
@@ -92,16 +93,17 @@ def list_ledger_entries(query: dict[str, Any]) -> Page[LedgerEntry]:
 @role_required(Role.STAFF)
 @ledger_blueprint.arguments(LedgerFilter, location="query")
 @ledger_blueprint.response(HTTPStatus.OK, BalanceOut(many=True))
-def list_balances(query: dict[str, Any]) -> list[Balance]:
-    """Show debits less credits of each account and currency (staff)."""
-    return ledger.balances(**query)
+def list_balances(query: dict[str, Any]) -> Page[Balance]:
+    """Show debits less credits of each account and currency, all on one page (staff)."""
+    balances = ledger.balances(**query)
+    return Page(balances, limit=len(balances))
 
 
 @ledger_blueprint.get("/export.csv")
 @limit("read")
 @role_required(Role.STAFF)
 @ledger_blueprint.arguments(LedgerFilter, location="query")
-@ledger_blueprint.response(HTTPStatus.OK, CSV, content_type="text/csv")
+@ledger_blueprint.response(HTTPStatus.OK, CSV, content_type="text/csv", headers=ATTACHMENT)
 def export_ledger(query: dict[str, Any]) -> Response:
     """Download the transfers as CSV (RFC 4180), the oldest first (staff)."""
     return exports.as_csv(ledger.all_entries(**query))
