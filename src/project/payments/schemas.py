@@ -46,8 +46,9 @@ class Amount(Integer):
         "amount": Message(f"Send an amount from 1 to {MAX_AMOUNT}.", INVALID_AMOUNT)
     }
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(metadata={"minimum": 1, "maximum": MAX_AMOUNT, "example": 1250}, **options)
+    def __init__(self, *, example: int | None = None, **options: Any) -> None:
+        shown = {} if example is None else {"example": example}
+        super().__init__(metadata={"minimum": 1, "maximum": MAX_AMOUNT, **shown}, **options)
 
     @override
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> int:
@@ -105,7 +106,7 @@ class PriceCreate(Schema):
     name = String(required=True, validate=Length(1, 100), metadata={"example": "Lesson"})
     description = String(allow_none=True, validate=Length(1, 500), metadata={"example": "One hour"})
     currency = String(required=True, validate=Length(3, 3), metadata={"example": "EUR"})
-    unit_amount = Amount(allow_none=True)
+    unit_amount = Amount(example=1250, allow_none=True)
     min_amount = Amount(allow_none=True)
     max_amount = Amount(allow_none=True)
 
@@ -233,13 +234,13 @@ class Cancel(Schema):
 class Capture(Schema):
     """How much of what was authorised is taken; all of it without an amount."""
 
-    amount = Amount()
+    amount = Amount(example=1250)
 
 
 class RefundCreate(Schema):
     """How much is given back, all that is left without an amount; `note` is for people."""
 
-    amount = Amount()
+    amount = Amount(example=1250)
     reason = Choice(RefundReason, metadata={"example": "requested_by_customer"})
     note = String(allow_none=True, validate=Length(1, 500), metadata={"example": "The lesson was canceled."})
 
