@@ -2,7 +2,7 @@
 
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict
 from datetime import timedelta
 from ipaddress import ip_address
@@ -88,21 +88,22 @@ def process_events(as_json: bool) -> None:
     """Act on every webhook event that was not acted on yet; with the sandbox, after delivering what is due."""
     if settings.payments.provider == "sandbox":
         delivery.deliver_due(inbox.take)
-    _print(reconciliation.process_events(), "Acted on:", as_json=as_json)
+    report = reconciliation.process_events()
+    _print(report, "Acted on:", names=("events", "unavailable", "discrepancies"), as_json=as_json)
 
 
-def _print(report: Report, title: str, *, as_json: bool) -> None:
-    """Print a report, and end the command with what it says."""
-    found = asdict(report)
+def _print(report: Report, title: str, *, as_json: bool, names: Collection[str] = (*COUNTED, *LISTED)) -> None:
+    """Print what a report says under these names, and end the command as it ended."""
+    found = {name: value for name, value in asdict(report).items() if name in names}
     if as_json:
         click.echo(orjson.dumps(found, option=orjson.OPT_INDENT_2))
-    else:
-        click.echo(title)
-        for name, what in COUNTED.items():
-            click.echo(f"{found[name]:>7}  {what}")
-        for name, what in LISTED.items():
-            for line in [what, *(f"  {item}" for item in found[name])] if found[name] else []:
-                click.echo(line)
+        sys.exit(report.exit_code)
+    click.echo(title)
+    for name in [name for name in COUNTED if name in found]:
+        click.echo(f"{found[name]:>7}  {COUNTED[name]}")
+    for name in [name for name in LISTED if name in found]:
+        for line in [LISTED[name], *(f"  {item}" for item in found[name])] if found[name] else []:
+            click.echo(line)
     sys.exit(report.exit_code)
 
 
