@@ -201,6 +201,8 @@ def run_worker(app: Flask) -> None:
     if not local:
         worker.run_procrastinate(app, crons=_crons(), tasks=TASKS, run=lambda job: _execute(app, job))
         return
+    # The jobs that post webhooks are requests as well, and those are not to start a thread of their own.
+    app.extensions["jobs"] = os.getpid()
     stop = Event()
     thread = _local_thread(app, stop)
     # Waited for rather than handled: a handler runs anywhere, also where it must not touch an event.
