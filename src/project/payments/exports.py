@@ -1,28 +1,48 @@
-"""The books as a table for other programs."""
+"""The books as a table for other programs: CSV (RFC 4180), sent while it is read."""
 
 import csv
 import io
 from collections.abc import Iterable, Iterator
+from itertools import chain
+from typing import Any
 
 from flask import Response, stream_with_context
 
 from project.payments.journal import LedgerEntry
 from project.payments.staff_schemas import LedgerEntryOut
 
+FILENAME = "ledger.csv"
+# A spreadsheet takes what begins so for a formula, and would run it: https://owasp.org/www-community/attacks/CSV_Injection
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
-def as_csv(entries: Iterable[LedgerEntry]) -> Response:
-    """Return entries as a table whose first line names the fields."""
+
+def as_csv(batches: Iterable[Iterable[LedgerEntry]]) -> Response:
+    """Answer with batches of entries as a table whose first line names the fields; there is at least one batch.
+
+    What fails before the first byte is answered with a problem. Later nothing can be said any more: the error goes
+    on to the server, which closes the connection without the chunk that ends a body (RFC 9112 §8), so that no client
+    takes the part for the whole. HTTP/1.0 has no such chunk; a proxy has to ask with 1.1.
+    """
+    blocks = _blocks(batches)
+    first = next(blocks)
+    return Response(
+        stream_with_context(chain([first], blocks)),
+        content_type="text/csv; charset=utf-8; header=present",
+        headers={"Content-Disposition": f'attachment; filename="{FILENAME}"'},
+    )
+
+
+def _blocks(batches: Iterable[Iterable[LedgerEntry]]) -> Iterator[str]:
+    """Write each batch as lines of text, the first with the header above it."""
     schema = LedgerEntryOut()
-
-    def lines() -> Iterator[str]:
+    head: list[Iterable[Any]] = [schema.fields]
+    for batch in batches:
         out = io.StringIO()
-        writer = csv.writer(out)
-        writer.writerow(schema.fields)
-        for entry in entries:
-            writer.writerow(schema.dump(entry).values())
-            yield out.getvalue()
-            out.seek(0)
-            out.truncate()
+        csv.writer(out).writerows(chain(head, (map(_cell, schema.dump(entry).values()) for entry in batch)))
         yield out.getvalue()
+        head = []
 
-    return Response(stream_with_context(lines()), content_type="text/csv; charset=utf-8")
+
+def _cell(value: Any) -> Any:
+    """Return a value such that a spreadsheet shows it as it is."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value

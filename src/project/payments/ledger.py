@@ -1,14 +1,14 @@
 """The books: transfers between accounts, posted with what they tell of, and the check that they agree with it."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy import Select, func, literal, select, union_all
 
-from project.database import db, insert, utcnow, uuid7
+from project.database import db, give_back, insert, utcnow, uuid7
 from project.pagination import Page, PageRequest, paginate
 from project.payments.journal import ENTRY_SORTS, LedgerEntry
 from project.payments.models import Payment
@@ -20,6 +20,8 @@ DISPUTE_FEES = "expenses:dispute_fees"
 DISPUTE_LOSSES = "expenses:dispute_losses"
 # Where the provider holds our money; its name is put in.
 PROVIDER = "assets:provider:{}"
+
+EXPORT_BATCH = 1000
 
 # kind: (debit, credit). What the provider holds grows by debits, what we have earned by credits.
 TRANSFERS = {
@@ -71,13 +73,20 @@ def list_entries(
     )
 
 
-def all_entries(**filters: Any) -> Iterator[LedgerEntry]:
-    """Walk over the entries in the order they were posted, for an export."""
-    return iter(
-        db.session.scalars(
-            _entries(**filters).order_by(LedgerEntry.created_at, LedgerEntry.id), execution_options={"yield_per": 500}
-        )
-    )
+def all_entries(**filters: Any) -> Iterator[Page[LedgerEntry]]:
+    """Walk over the entries in the order of their times, in batches, of which the first may be empty.
+
+    Between two of them no connection is held: whoever takes the entries may be slow. What is posted meanwhile may
+    come along or not.
+    """
+    page = PageRequest(limit=EXPORT_BATCH, sort="created_at")
+    while True:
+        entries = paginate(_entries(**filters), page, sorts=ENTRY_SORTS, tiebreaker=LedgerEntry.id)
+        give_back()
+        yield entries
+        if entries.next_cursor is None:
+            return
+        page = replace(page, cursor=entries.next_cursor)
 
 
 def balances(**filters: Any) -> list[Balance]:
