@@ -140,10 +140,10 @@ def load_config(env: Mapping[str, str] = os.environ) -> Settings:
 
 def _check(read: Reader, settings: Settings) -> None:
     """Check what concerns several settings, or the machine."""
-    if settings.debug and settings.payments.livemode:
-        raise ConfigError("STRIPE_SECRET_KEY must not be a live key while DEBUG is on")
     if settings.production:
         _refuse_in_production(read, settings)
+    if settings.debug and settings.payments.livemode:
+        raise ConfigError("STRIPE_SECRET_KEY must not be a live key while DEBUG is on")
     if settings.files.storage_url.startswith("file:"):
         folder = Path(unquote(urlsplit(settings.files.storage_url).path))
         # Made anew while its disk is not mounted, it would take uploads that vanish when the disk is back.
