@@ -33,8 +33,12 @@ def lost_creates(settled: timedelta) -> Sequence[Payment]:
 
 
 def open_payments(settled: timedelta) -> Sequence[Payment]:
-    """Find payments that may have gone on without our hearing of it."""
-    moving = Payment.status.in_([status for status in PaymentStatus if not status.final])
+    """Find payments that may have gone on without our hearing of it.
+
+    Not those with an open operation: asking for it again shows them as well, and a look would make them young again.
+    """
+    still = [status for status in PaymentStatus if not status.final]
+    moving = and_(Payment.status.in_(still), Payment.pending_operation.is_(None))
     due = _due(Payment.synced_at, Payment.created_at, settled)
     return _payments(moving, Payment.provider_ref.is_not(None), due, oldest=Payment.synced_at)
 
