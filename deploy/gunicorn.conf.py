@@ -4,13 +4,27 @@ It listens on the loopback only and belongs behind a proxy such as nginx whereve
 trusted: half-open connections alone can keep it busy. `--bind` on the command line replaces the address.
 """
 
+import multiprocessing
+import os
+import shutil
+import signal
 import sys
+import tempfile
+import threading
 from pathlib import Path
 from typing import Any
 
-from project.config import load_config
-from project.environment import ConfigError
-from project.jobs import start_local
+# Where the processes add up what they count. The library for it looks when it is imported, so before all else.
+_own_metrics = None
+if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+    _own_metrics = os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(prefix="project-metrics-")
+
+from prometheus_client.multiprocess import mark_process_dead  # noqa: E402
+
+from project.config import load_config  # noqa: E402
+from project.environment import ConfigError  # noqa: E402
+from project.jobs import start_local  # noqa: E402
+from project.observability import readiness_check  # noqa: E402
 
 try:
     _settings = load_config()
@@ -24,10 +38,46 @@ workers = _settings.web_concurrency
 threads = _settings.web_threads
 
 
+# One byte that all processes share: set while the server is about to stop.
+_draining = multiprocessing.Value("b", 0)
+
+
+def _still_serving() -> None:
+    if _draining.value:
+        raise RuntimeError("the server is about to stop")
+
+
 def post_worker_init(worker: Any) -> None:
-    """Let the jobs of an SQLite database run in this process, also those that an earlier one left."""
+    """Let /readyz tell that the server stops, and run the jobs of an SQLite database in this process."""
+    readiness_check(worker.wsgi, "server", _still_serving)
     if _settings.sqlite:
         start_local(worker.wsgi)
+
+
+def when_ready(server: Any) -> None:
+    """On TERM say so in /readyz, and go on serving for DRAIN_SECONDS, so that balancers send nothing more."""
+
+    def drain(number: int, frame: Any) -> None:
+        if _draining.value or not _settings.drain_seconds:
+            server.signal(number, frame)
+            return
+        _draining.value = 1
+        timer = threading.Timer(_settings.drain_seconds, server.signal, (number, frame))
+        timer.daemon = True  # a second signal does not wait for it
+        timer.start()
+
+    signal.signal(signal.SIGTERM, drain)
+
+
+def child_exit(_server: Any, worker: Any) -> None:
+    """Forget what a process had in use that is gone."""
+    mark_process_dead(worker.pid)  # type: ignore[no-untyped-call]
+
+
+def on_exit(_server: Any) -> None:
+    """Remove the folder of the metrics, if it was our own."""
+    if _own_metrics is not None:
+        shutil.rmtree(_own_metrics, ignore_errors=True)
 
 
 # The heartbeat is a file; on a disk a slow flush would look like a hung worker. This is a directory, so

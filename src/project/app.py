@@ -7,7 +7,7 @@ from pathlib import Path
 from flask import Flask
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from project import api, cli, database, errors, headers, jobs, limits, mail, observability, pages
+from project import api, cli, database, errors, headers, jobs, limits, mail, metrics, observability, pages
 from project.auth import tokens
 from project.config import flask_config, load_config
 from project.extensions import migrate
@@ -31,6 +31,7 @@ def create_app(env: Mapping[str, str] = os.environ) -> Flask:
     app.url_map.merge_slashes = False
     observability.init_app(app)
     database.init_app(app)
+    metrics.init_app(app)
     migrate.init_app(app, database.db, directory=str(MIGRATIONS))
     tokens.init_app(app)
     limits.init_app(app)

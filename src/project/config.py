@@ -13,7 +13,7 @@ from sqlalchemy.engine import URL, make_url
 from werkzeug.local import LocalProxy
 
 from project.database import engine_options
-from project.environment import ConfigError, Reader, make_directory
+from project.environment import ConfigError, Network, Reader, make_directory
 from project.file_settings import Files, read_files
 from project.payment_settings import Payments, read_payments
 from project.secret_keys import read_jwt_keys, read_secret_key
@@ -50,6 +50,14 @@ class Limits:
     sync: str
 
 
+@dataclass(frozen=True)
+class Metrics:
+    """Where the processes of a machine add up what they count, and who may see it."""
+
+    directory: Path | None
+    networks: list[Network]
+
+
 @dataclass(frozen=True, repr=False)
 class Settings:
     """Every setting of the product, checked. It has no repr, so that no secret reaches a log by accident."""
@@ -65,6 +73,7 @@ class Settings:
     jwt_keys: dict[str, str]
     web_concurrency: int
     web_threads: int
+    drain_seconds: int
     log_level: str
     port: int
     public_url: str
@@ -76,6 +85,7 @@ class Settings:
     mail_from: str
     files: Files
     payments: Payments
+    metrics: Metrics
 
     @property
     def production(self) -> bool:
@@ -122,6 +132,7 @@ def load_config(env: Mapping[str, str] = os.environ) -> Settings:
         jwt_keys=read_jwt_keys(read, data_dir, required=production),
         web_concurrency=_web_concurrency(read, database_url),
         web_threads=read.integer("WEB_THREADS", 256, at_least=1, at_most=1024),
+        drain_seconds=read.integer("DRAIN_SECONDS", 0, at_most=60),
         log_level=_log_level(read),
         port=port,
         public_url=public_url,
@@ -133,6 +144,7 @@ def load_config(env: Mapping[str, str] = os.environ) -> Settings:
         mail_from=read.text("MAIL_FROM", "Project <no-reply@localhost>"),
         files=read_files(read, data_dir),
         payments=read_payments(read),
+        metrics=Metrics(_metrics_directory(read), read.networks("METRICS_NETWORKS", "127.0.0.0/8,::1")),
     )
     _check(read, settings)
     return settings
@@ -168,6 +180,13 @@ def _database_url(read: Reader, data_dir: Path) -> str:
         raise ConfigError(f"DATABASE_URL must be {expected}")
     # Absolute, since Flask-SQLAlchemy would look in a folder of its own.
     return url.set(drivername="sqlite", database=str(Path(url.database).absolute())).render_as_string()
+
+
+def _metrics_directory(read: Reader) -> Path | None:
+    name = read.text("PROMETHEUS_MULTIPROC_DIR")
+    if name and not Path(name).is_dir():
+        raise ConfigError("PROMETHEUS_MULTIPROC_DIR must be a directory")
+    return Path(name) if name else None
 
 
 def _redis_url(read: Reader) -> str | None:

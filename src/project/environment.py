@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from datetime import timedelta
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import SplitResult, urlsplit
@@ -20,6 +21,7 @@ _TYPE = re.compile(r"[a-z0-9.+*-]+/[a-z0-9.+*-]+")
 _NEED_A_HOST = {"http", "https", "redis", "rediss", "smtp", "smtps"}
 
 T = TypeVar("T")
+Network = IPv4Network | IPv6Network
 
 
 class ConfigError(Exception):
@@ -84,6 +86,11 @@ class Reader:
     def types(self, name: str, default: str) -> list[str]:
         """Return a comma-separated list of media types, with `*` as in `image/*`."""
         return self.parse(name, default, _types, "media types such as image/*,application/pdf")
+
+    def networks(self, name: str, default: str) -> list[Network]:
+        """Return a comma-separated list of addresses and networks."""
+        expected = "addresses or networks such as 10.0.0.0/8, separated by commas"
+        return self.parse(name, default, lambda text: [ip_network(item) for item in _names(text)], expected)
 
     def url(self, name: str, default: str, *schemes: str) -> str:
         """Return an absolute URL without a trailing slash; no scheme named means any."""

@@ -22,7 +22,7 @@ from uuid import UUID
 
 from flask import Flask
 
-from project import worker
+from project import metrics, worker
 from project.config import Environment, settings
 from project.database import db, on_commit
 from project.queues import MAX_ATTEMPTS, Job, LocalQueue, ProcrastinateQueue, current_queue, next_attempt
@@ -141,9 +141,17 @@ def _execute(app: Flask, job: Job) -> None:
         _call(app, job)
     except Exception as error:
         fields |= {"duration_ms": _since(started), "error": _class(error)}
-        logger.exception("job_failed" if _retry_at(job) else "job_given_up", extra=fields)
+        outcome = "failed" if _retry_at(job) else "given_up"
+        _count(job, outcome, started)
+        logger.exception("job_failed" if outcome == "failed" else "job_given_up", extra=fields)
         raise
+    _count(job, "done", started)
     logger.info("job_done", extra=fields | {"duration_ms": _since(started)})
+
+
+def _count(job: Job, outcome: str, started: float) -> None:
+    metrics.JOBS.labels(job.task, outcome).inc()
+    metrics.JOB_DURATION.labels(job.task).observe(time.perf_counter() - started)
 
 
 def _call(app: Flask, job: Job) -> None:
@@ -230,6 +238,16 @@ def _stop(thread: Thread, stop: Event, seconds: float | None) -> None:
 
 def _crons() -> dict[str, str]:
     return {known.name: known.cron for known in TASKS.values() if known.cron}
+
+
+@metrics.measured("jobs_waiting", "Jobs that are due and not begun.")
+def _waiting() -> float:
+    return current_queue().backlog().waiting
+
+
+@metrics.measured("jobs_lag_seconds", "For how long the oldest job that is due has been waiting.")
+def _lag() -> float:
+    return current_queue().backlog().lag
 
 
 @periodic("17 3 * * *")

@@ -6,6 +6,7 @@ from typing import Any
 
 from flask import request
 
+from project import metrics
 from project.config import settings
 from project.database import utcnow
 from project.errors import BadRequest, NotFound
@@ -43,6 +44,7 @@ def signed(provider: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
                     raw, request.headers.get("Stripe-Signature"), secrets=_secrets(), now=utcnow()
                 )
             except BadSignature as error:
+                metrics.WEBHOOKS.labels("invalid_signature").inc()
                 raise InvalidSignature() from error
             return view(event=event, payload=raw.decode())
 
