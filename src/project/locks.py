@@ -38,7 +38,11 @@ def _postgresql(name: str) -> Iterator[bool]:
     with db.engine.connect() as connection:
         # Out of the pool: the lock is the connection's, and ends when that is closed.
         connection.detach()
-        yield bool(connection.scalar(text("SELECT pg_try_advisory_lock(:key)"), {"key": key}))
+        is_ours = bool(connection.scalar(text("SELECT pg_try_advisory_lock(:key)"), {"key": key}))
+        yield is_ours
+        if is_ours:
+            # The server hears of the end of a connection a little later than whoever comes next.
+            connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": key})
 
 
 @contextmanager

@@ -4,6 +4,7 @@ All of it needs an application context. Jobs do not run by themselves: after `pa
 says once `run_jobs()` has delivered the events, or at once with `paid`, which looks at the provider.
 """
 
+from collections import defaultdict
 from datetime import timedelta
 from typing import Any
 from uuid import uuid4
@@ -21,6 +22,43 @@ from project.users.models import User
 from tests.factories import make_user
 
 VISA = "pm_card_visa"
+
+
+class Killed(BaseException):
+    """Stands for kill -9: nothing of ours runs after it."""
+
+
+class WatchedGateway:
+    """The sandbox's gateway: it keeps what it was asked for, and fails as it is told to."""
+
+    def __init__(self, gateway: Any) -> None:
+        self._gateway = gateway
+        self._before: dict[str, list[BaseException]] = defaultdict(list)
+        self._after: dict[str, list[BaseException]] = defaultdict(list)
+        self.asked: list[str] = []
+        self.keys: list[str] = []
+
+    def fail(self, verb: str, error: BaseException, *, after: bool = False) -> None:
+        """Let the next call of a verb fail, before it does anything or after it has done it."""
+        (self._after if after else self._before)[verb].append(error)
+
+    def __getattr__(self, verb: str) -> Any:
+        """Return the verb, watched."""
+        method = getattr(self._gateway, verb)
+        if not callable(method):
+            return method
+
+        def ask(*args: Any, **options: Any) -> Any:
+            self.asked.append(verb)
+            self.keys += [options["key"]] if "key" in options else []
+            if self._before[verb]:
+                raise self._before[verb].pop(0)
+            answer = method(*args, **options)
+            if self._after[verb]:
+                raise self._after[verb].pop(0)
+            return answer
+
+        return ask
 
 
 def make_price(*, currency: str = "USD", **values: Any) -> Price:

@@ -20,7 +20,7 @@ from project.payments.expiry import cancel_tried
 from project.payments.gateway import current_gateway
 from project.payments.gateway_types import BadSignature, Event, GatewayError, NoSuchObject
 from project.payments.journal import EVENT_SORTS, EventStatus, WebhookEvent
-from project.payments.models import Payment
+from project.payments.models import Payment, PaymentStatus
 from project.payments.sandbox.delivery import signing_secret
 from project.payments.snapshots import apply_dispute, apply_payment, apply_refund
 
@@ -239,9 +239,9 @@ def _apply_payment(ref: str, actor: str) -> bool:
 
 
 def _apply_each(payment_ref: str, apply: Callable[..., object], snapshots: list[Any], actor: str) -> bool:
-    """Apply what belongs to a payment, once that is known by its reference; False when the payment is not ours."""
-    is_known = db.session.scalar(select(Payment.id).where(Payment.provider_ref == payment_ref)) is not None
-    if not is_known and not _apply_payment(payment_ref, actor):
+    """Apply what follows on a payment, once its success is known; False when the payment is not ours."""
+    paid = select(Payment.id).where(Payment.provider_ref == payment_ref, Payment.status == PaymentStatus.SUCCEEDED)
+    if db.session.scalar(paid) is None and not _apply_payment(payment_ref, actor):
         return False
     for snapshot in snapshots:
         apply(snapshot, actor=actor)
