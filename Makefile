@@ -10,7 +10,7 @@ SCRATCH = dir=$$(mktemp -d) && trap 'rm -rf "$$dir"' EXIT && \
 	export APP_ENV=testing DATA_DIR="$$dir" && unset DATABASE_URL REDIS_URL &&
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format-check lint types imports lock-check migrations-check openapi-check \
+.PHONY: help run stack test check format-check lint types imports lock-check migrations-check openapi-check \
 	security coverage audit format lock clean
 
 help: ## Show this list
@@ -18,6 +18,9 @@ help: ## Show this list
 
 run: .venv/main.stamp ## Start the server (PORT=8000 DATA_DIR=./instance); the first time installs and fills it
 	@exec $(BIN)/flask start
+
+stack: .venv/dev.stamp ## Start the production topology: nginx, two servers, a worker, PostgreSQL, Valkey, S3 (PORT, DATA_DIR)
+	@exec $(BIN)/python -m deploy.stack
 
 test: .venv/dev.stamp ## Run the tests (ARGS="-k login" for some of them)
 	@$(BIN)/pytest $(ARGS)
