@@ -33,6 +33,7 @@ from project.payments.models import PAYMENT_SORTS, CaptureMethod, Payment, Payme
 from project.payments.snapshots import DEAD, apply_payment
 from project.payments.timeline import note
 from project.security import Principal, Role
+from project.users.service import keep_user
 
 
 class PaymentExists(Conflict):
@@ -65,7 +66,7 @@ def create_payment(
 
     Raises:
         NotFound: there is no such price. Invalid: price_inactive, invalid_amount.
-        PaymentExists: with the living payment's id.
+        SessionRevoked: the account was erased. PaymentExists: with the living payment's id.
         ProviderUnavailable: what the provider did is unknown; repeat with the same Idempotency-Key.
     """
     price = prices.find_price(price_id)
@@ -87,6 +88,7 @@ def create_payment(
     )
     try:
         with transaction():
+            keep_user(user_id)
             db.session.add(payment)
             db.session.flush()
             note(payment.id, "user", "created", amount=payment.amount, currency=payment.currency)
