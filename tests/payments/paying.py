@@ -72,6 +72,11 @@ def caller(user: User) -> Principal:
     return Principal(user, uuid4())
 
 
+def owner_of(payment: Payment) -> User:
+    """Return whose payment it is."""
+    return db.session.scalars(select(User).where(User.id == payment.user_id)).one()
+
+
 def make_payment(
     user: User | None = None, *, price: Price | None = None, manual: bool = False, **values: Any
 ) -> Payment:
