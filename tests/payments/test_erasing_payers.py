@@ -13,7 +13,7 @@ from project.errors import Conflict, NotFound
 from project.pagination import PageRequest
 from project.payments import ledger_check, operations, receipts, service
 from project.payments.erasure import cancel_orphan, forget_payments
-from project.payments.failures import ProviderUnavailable
+from project.payments.failures import InvalidState, ProviderUnavailable
 from project.payments.gateway import current_gateway
 from project.payments.journal import TimelineEntry, WebhookEvent
 from project.payments.models import Operation, Payment, PaymentStatus, RefundStatus
@@ -300,7 +300,7 @@ def test_nobody_captures_a_payment_whose_customer_is_gone(session):
     payment = paid(customer, manual=True)
     erase(customer)
 
-    with pytest.raises(operations.InvalidState):
+    with pytest.raises(InvalidState):
         operations.capture_payment(payment.id, staff_id=staff.id)
 
 

@@ -65,9 +65,8 @@ def create_payment(
     """Make a payment at a price and its counterpart at the provider.
 
     Raises:
-        NotFound: there is no such price. Invalid: price_inactive, invalid_amount.
-        SessionRevoked: the account was erased. PaymentExists: with the living payment's id.
-        ProviderUnavailable: what the provider did is unknown; repeat with the same Idempotency-Key.
+        NotFound: there is no such price. Invalid: price_inactive, invalid_amount. SessionRevoked: just erased.
+        PaymentExists: with its id. ProviderUnavailable: what the provider did is unknown; repeat with the same key.
     """
     price = prices.find_price(price_id)
     if price is None:
