@@ -85,6 +85,11 @@ def create_payment(
         description=price.name,
         labels=metadata or {},
     )
+    _add(payment, user_id)
+    return _made(payment)
+
+
+def _add(payment: Payment, user_id: UUID) -> None:
     try:
         with transaction():
             keep_user(user_id)
@@ -93,11 +98,10 @@ def create_payment(
             note(payment.id, "user", "created", amount=payment.amount, currency=payment.currency)
             attach(payment.id)
     except IntegrityError as error:
-        other = _find_other(user_id, reference)
+        other = _find_other(user_id, payment.reference)
         if other is None:
             raise
         raise PaymentExists(payment_id=str(other)) from error
-    return _made(payment)
 
 
 def _made(payment: Payment) -> Payment:
