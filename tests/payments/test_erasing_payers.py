@@ -281,6 +281,18 @@ def test_while_the_provider_is_away_the_payment_waits_to_be_canceled(session, ru
     assert get(payment).status is PaymentStatus.CANCELED
 
 
+def test_the_job_asks_anew_for_what_was_given_up(session, run_jobs):
+    customer = make_user()
+    payment = make_payment(customer)
+    erase(customer)
+    with transaction():
+        get(payment).pending_operation = None
+
+    run_jobs()
+
+    assert at_provider(payment) is get(payment).status is PaymentStatus.CANCELED
+
+
 def test_a_capture_under_way_is_not_stopped(session, run_jobs):
     customer, staff = make_user(), make_user(role=Role.STAFF)
     payment = paid(customer, manual=True)
