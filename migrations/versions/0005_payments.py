@@ -137,7 +137,6 @@ def upgrade() -> None:
             name=op.f("ck_payments_refunds"),
         ),
         sa.ForeignKeyConstraint(["price_id"], ["prices.id"], name=op.f("fk_payments_price_id_prices")),
-        sa.ForeignKeyConstraint(["user_id"], ["users.id"], name=op.f("fk_payments_user_id_users")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_payments")),
         sa.UniqueConstraint("livemode", "receipt_number", name=op.f("uq_payments_livemode_receipt_number")),
         sa.UniqueConstraint("provider", "provider_ref", name=op.f("uq_payments_provider_provider_ref")),
@@ -267,6 +266,7 @@ def upgrade() -> None:
     )
     with op.batch_alter_table("webhook_events", schema=None) as batch_op:
         batch_op.create_index("ix_webhook_events_created_at_id", ["created_at", "id"], unique=False)
+        batch_op.create_index(batch_op.f("ix_webhook_events_object_ref"), ["object_ref"], unique=False)
         batch_op.create_index("ix_webhook_events_status_created_at_id", ["status", "created_at", "id"], unique=False)
 
     op.create_table(

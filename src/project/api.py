@@ -13,6 +13,7 @@ from project.files.content_routes import blueprint as contents
 from project.files.content_routes import share_blueprint as shares
 from project.files.routes import blueprint as files
 from project.openapi import ProblemOut
+from project.payments import erasure  # noqa: F401 - says what is left of payments when an account is erased
 from project.payments.price_routes import blueprint as prices
 from project.payments.routes import blueprint as payments
 from project.payments.sandbox.routes import blueprint as sandbox

@@ -172,6 +172,6 @@ def verify_ledger(as_json: bool) -> None:
     for violation in [] if as_json else violations:
         click.echo(str(violation))
     if violations:
-        raise click.ClickException(f"{len(violations)} violations; the timeline of a payment tells what happened.")
+        raise click.ClickException(f"Violations: {len(violations)}. The timeline of a payment tells what happened.")
     if not as_json:
         click.echo("The books agree with the payments.")

@@ -26,9 +26,8 @@ def set_payments(app: Flask, monkeypatch: pytest.MonkeyPatch) -> Callable[..., N
 
     def change(**values: Any) -> None:
         settings = app.extensions["settings"]
-        monkeypatch.setitem(
-            app.extensions, "settings", replace(settings, payments=replace(settings.payments, **values))
-        )
+        payments = replace(settings.payments, **values)
+        monkeypatch.setitem(app.extensions, "settings", replace(settings, payments=payments))
 
     return change
 

@@ -33,14 +33,18 @@ class WatchedGateway:
 
     def __init__(self, gateway: Any) -> None:
         self._gateway = gateway
-        self._before: dict[str, list[BaseException]] = defaultdict(list)
-        self._after: dict[str, list[BaseException]] = defaultdict(list)
+        self._before: dict[str, list[Any]] = defaultdict(list)
+        self._after: dict[str, list[Any]] = defaultdict(list)
         self.asked: list[str] = []
         self.keys: list[str] = []
 
     def fail(self, verb: str, error: BaseException, *, after: bool = False) -> None:
         """Let the next call of a verb fail, before it does anything or after it has done it."""
         (self._after if after else self._before)[verb].append(error)
+
+    def answer(self, verb: str, answer: Any) -> None:
+        """Let the next call of a verb have this answer, and do nothing."""
+        self._before[verb].append(answer)
 
     def __getattr__(self, verb: str) -> Any:
         """Return the verb, watched."""
@@ -51,11 +55,10 @@ class WatchedGateway:
         def ask(*args: Any, **options: Any) -> Any:
             self.asked.append(verb)
             self.keys += [options["key"]] if "key" in options else []
-            if self._before[verb]:
-                raise self._before[verb].pop(0)
-            answer = method(*args, **options)
-            if self._after[verb]:
-                raise self._after[verb].pop(0)
+            answer = self._before[verb].pop(0) if self._before[verb] else method(*args, **options)
+            answer = self._after[verb].pop(0) if self._after[verb] else answer
+            if isinstance(answer, BaseException):
+                raise answer
             return answer
 
         return ask
@@ -70,6 +73,11 @@ def make_price(*, currency: str = "USD", **values: Any) -> Price:
 def caller(user: User) -> Principal:
     """Return an account as the caller of a service."""
     return Principal(user, uuid4())
+
+
+def owner_of(payment: Payment) -> User:
+    """Return whose payment it is."""
+    return db.session.scalars(select(User).where(User.id == payment.user_id)).one()
 
 
 def make_payment(

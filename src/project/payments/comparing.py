@@ -71,7 +71,7 @@ def _hold(found: Comparison, payment: Payment, snapshot: PaymentSnapshot, *, dry
             # The provider may go on counting a refund that failed: then nothing was wrong.
             found.repaired += [told] * (payment.version != version)
             return
-    logger.error("payment_differs", extra={"payment_id": str(payment.id), "reason": ", ".join(differences)})
+    logger.error("payment_differs", extra={"payment_id": str(payment.id), "reason": told})
     found.left.append(told)
 
 

@@ -30,7 +30,7 @@ class WebhookEvent(Record):
     type: Mapped[str] = mapped_column(String(64))
     livemode: Mapped[bool]
     object_type: Mapped[str] = mapped_column(String(32))
-    object_ref: Mapped[str] = mapped_column(String(255))
+    object_ref: Mapped[str] = mapped_column(String(255), index=True)
     payload: Mapped[str | None]  # as received; None once it was purged
     status: Mapped[EventStatus] = mapped_column(default=EventStatus.RECEIVED)
     attempts: Mapped[int] = mapped_column(default=0)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from uuid import UUID
 
 from sqlalchemy import (
     ColumnElement,
@@ -42,7 +43,7 @@ def verify(*, changed_since: datetime | None = None) -> list[Violation]:
     Run it beside a running server: each rule is one statement, and so sees one moment.
     """
     return [
-        Violation(rule, str(subject))
+        Violation(rule, str(UUID(subject)))  # SQLite shows it without hyphens
         for rule, query in _rules(changed_since)
         for subject in db.session.scalars(query).all()
     ]

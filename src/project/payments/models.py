@@ -118,7 +118,9 @@ class Payment(Record):
 
     __tablename__ = "payments"
 
-    user_id: Mapped[UUID | None] = mapped_column(ForeignKey("users.id"))
+    # No foreign key: accounts stay, as rows. PostgreSQL would check it when a row is written twice in a transaction,
+    # and so lock the account after the payment, while erasing locks them the other way round.
+    user_id: Mapped[UUID | None]
     price_id: Mapped[UUID] = mapped_column(ForeignKey("prices.id"))
     quantity: Mapped[int]
     provider: Mapped[str] = mapped_column(String(16))

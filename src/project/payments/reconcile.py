@@ -96,12 +96,10 @@ def reconcile_regularly() -> None:
 
 
 def process_events() -> Report:
-    """Act on every event that was not acted on yet, however young."""
-    report = Report()
-    while events := waiting.unprocessed_events(timedelta()):
+    """Act on every event that was not acted on yet, however young or old; on each once."""
+    report, began = Report(), utcnow()
+    while report.unavailable < ENOUGH and (events := waiting.events_untouched_since(began)):
         report.events += _each(report, events, _process, dry_run=False)
-        if len(events) < waiting.BATCH:
-            break
     return report
 
 

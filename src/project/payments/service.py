@@ -33,6 +33,7 @@ from project.payments.models import PAYMENT_SORTS, CaptureMethod, Payment, Payme
 from project.payments.snapshots import DEAD, apply_payment
 from project.payments.timeline import note
 from project.security import Principal, Role
+from project.users.service import keep_user
 
 
 class PaymentExists(Conflict):
@@ -64,9 +65,8 @@ def create_payment(
     """Make a payment at a price and its counterpart at the provider.
 
     Raises:
-        NotFound: there is no such price. Invalid: price_inactive, invalid_amount.
-        PaymentExists: with the living payment's id.
-        ProviderUnavailable: what the provider did is unknown; repeat with the same Idempotency-Key.
+        NotFound: there is no such price. Invalid: price_inactive, invalid_amount. SessionRevoked: just erased.
+        PaymentExists: with its id. ProviderUnavailable: what the provider did is unknown; repeat with the same key.
     """
     price = prices.find_price(price_id)
     if price is None:
@@ -85,18 +85,23 @@ def create_payment(
         description=price.name,
         labels=metadata or {},
     )
+    _add(payment, user_id)
+    return _made(payment)
+
+
+def _add(payment: Payment, user_id: UUID) -> None:
     try:
         with transaction():
+            keep_user(user_id)
             db.session.add(payment)
             db.session.flush()
             note(payment.id, "user", "created", amount=payment.amount, currency=payment.currency)
             attach(payment.id)
     except IntegrityError as error:
-        other = _find_other(user_id, reference)
+        other = _find_other(user_id, payment.reference)
         if other is None:
             raise
         raise PaymentExists(payment_id=str(other)) from error
-    return _made(payment)
 
 
 def _made(payment: Payment) -> Payment:

@@ -59,10 +59,18 @@ def open_refunds(settled: timedelta) -> Sequence[Refund]:
 
 def unprocessed_events(settled: timedelta) -> Sequence[WebhookEvent]:
     """Find events that were not acted on, though their job has had its time."""
-    ours = (WebhookEvent.provider == settings.payments.provider, WebhookEvent.status.in_(WAITING))
     young = WebhookEvent.created_at > utcnow() - EVENT_LASTS
-    due = _due(WebhookEvent.updated_at, WebhookEvent.created_at, settled)
-    return _fresh(select(WebhookEvent).where(*ours, young, due).order_by(WebhookEvent.updated_at).limit(BATCH))
+    return _events(young, _due(WebhookEvent.updated_at, WebhookEvent.created_at, settled))
+
+
+def events_untouched_since(time: datetime) -> Sequence[WebhookEvent]:
+    """Find events that were not acted on, and were not tried after this time."""
+    return _events(WebhookEvent.updated_at < time)
+
+
+def _events(*conditions: ColumnElement[bool]) -> Sequence[WebhookEvent]:
+    ours = (WebhookEvent.provider == settings.payments.provider, WebhookEvent.status.in_(WAITING))
+    return _fresh(select(WebhookEvent).where(*ours, *conditions).order_by(WebhookEvent.updated_at).limit(BATCH))
 
 
 def overdue_payments() -> Sequence[Payment]:
