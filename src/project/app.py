@@ -11,6 +11,7 @@ from project import api, cli, database, errors, headers, jobs, limits, mail, met
 from project.auth import tokens
 from project.config import flask_config, load_config
 from project.extensions import migrate
+from project.files.storage import storage_answers
 from project.json import OrjsonProvider
 from project.middleware import BodyLength
 
@@ -39,6 +40,8 @@ def create_app(env: Mapping[str, str] = os.environ) -> Flask:
     jobs.init_app(app)
     headers.init_app(app)
     errors.register_error_handlers(app)
+    observability.readiness_check(app, "storage", storage_answers, essential=False)
+    observability.readiness_check(app, "jobs", jobs.queue_moves, essential=False)
     api.init_app(app)
     pages.init_app(app)
     cli.init_app(app)

@@ -2,15 +2,16 @@
 
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 import orjson
 from flask import Flask, current_app
-from flask.cli import AppGroup, ScriptInfo
+from flask.cli import AppGroup, ScriptInfo, with_appcontext
 
-from project import jobs, seeds, server
+from project import doctor, jobs, seeds, server
 from project.auth import credentials
 from project.commands import reports_errors
 from project.email_addresses import normalize_email
@@ -36,6 +37,7 @@ SWEPT = {
     "found": "files whose bytes were missing and are back",
     "recounted": "accounts whose counters were wrong",
 }
+COLOURS = {doctor.State.OK: "green", doctor.State.WARNING: "yellow", doctor.State.FAILED: "red"}
 OPENAPI_FILE = Path("docs/openapi.json")
 
 
@@ -182,6 +184,23 @@ def housekeeping() -> None:
     click.echo("Deleted what had expired.")
 
 
+@click.command("doctor")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON array.")
+@with_appcontext
+def examine(as_json: bool) -> None:
+    """Look at everything that the settings name; fails if something is broken."""
+    findings = []
+    for finding in doctor.examine():
+        findings.append(finding)
+        if not as_json:
+            mark = click.style(f"{finding.state:<8}", fg=COLOURS[finding.state])
+            click.echo(f"{mark} {finding.name}: {finding.text}")
+    if as_json:
+        click.echo(orjson.dumps([asdict(finding) for finding in findings], option=orjson.OPT_INDENT_2))
+    if any(finding.state is doctor.State.FAILED for finding in findings):
+        raise click.exceptions.Exit(1)
+
+
 @click.command("start")
 @reports_errors
 def start() -> None:
@@ -207,5 +226,16 @@ def write_openapi(path: Path, check: bool) -> None:
 
 def init_app(app: Flask) -> None:
     """Register the commands."""
-    for command in (users_cli, files_cli, payments_cli, ledger_cli, openapi_cli, seed, worker, housekeeping, start):
+    for command in (
+        users_cli,
+        files_cli,
+        payments_cli,
+        ledger_cli,
+        openapi_cli,
+        seed,
+        worker,
+        housekeeping,
+        examine,
+        start,
+    ):
         app.cli.add_command(command)

@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 # How long a server that stops waits for the jobs it is running; less than gunicorn's graceful_timeout.
 EXIT_SECONDS = 20
+# Jobs that are due begin within seconds while a worker runs.
+LONG_LAG_SECONDS = 60
 
 P = ParamSpec("P")
 
@@ -238,6 +240,12 @@ def _stop(thread: Thread, stop: Event, seconds: float | None) -> None:
 
 def _crons() -> dict[str, str]:
     return {known.name: known.cron for known in TASKS.values() if known.cron}
+
+
+def queue_moves() -> None:
+    """Raise when jobs that are due have not been begun for long: no worker runs, or too few."""
+    if current_queue().backlog().lag > LONG_LAG_SECONDS:
+        raise RuntimeError("jobs are waiting")
 
 
 @metrics.measured("jobs_waiting", "Jobs that are due and not begun.")

@@ -209,15 +209,24 @@ def _write(outbox: Path, message: Message, email: EmailMessage) -> None:
     logger.info("mail_written", extra={"template": message.template, "file": str(outbox / name)})
 
 
+def try_out() -> str:
+    """Reach the place where mails go, and send none; return what it is.
+
+    Raises:
+        OSError, smtplib.SMTPException: it is not reached, or refuses us.
+    """
+    if not settings.mail_url.startswith("smtp"):
+        return settings.mail_url.partition(":")[0]
+    server = _smtp_server(settings.mail_url)
+    with closing(_greeted(server)) as connection:
+        connection.noop()
+    return f"{server.host}, port {server.port}"
+
+
 def _deliver(server: SmtpServer, message: Message, email: EmailMessage) -> None:
     """Hand the mail to the server; returning means that the server took it."""
     body = email.as_bytes()
-    with closing(_connect(server, domain=_sender(settings.mail_from).domain)) as connection:
-        if server.encryption == "required":
-            connection.starttls(context=ssl.create_default_context())
-        if server.user:
-            connection.login(server.user, server.password)
-        connection.ehlo_or_helo_if_needed()
+    with closing(_greeted(server)) as connection:
         eight_bit = not body.isascii() and connection.has_extn("8bitmime")
         options = ["BODY=8BITMIME"] if eight_bit else []
         connection.sendmail(_sender(settings.mail_from).addr_spec, [message.to], body, options)
@@ -225,6 +234,21 @@ def _deliver(server: SmtpServer, message: Message, email: EmailMessage) -> None:
         with suppress(smtplib.SMTPException, OSError):
             connection.quit()
     logger.info("mail_sent", extra={"template": message.template})
+
+
+def _greeted(server: SmtpServer) -> smtplib.SMTP:
+    """Return a connection on which we are known and encrypted as the settings want."""
+    connection = _connect(server, domain=_sender(settings.mail_from).domain)
+    try:
+        if server.encryption == "required":
+            connection.starttls(context=ssl.create_default_context())
+        if server.user:
+            connection.login(server.user, server.password)
+        connection.ehlo_or_helo_if_needed()
+    except BaseException:
+        connection.close()
+        raise
+    return connection
 
 
 def _connect(server: SmtpServer, *, domain: str) -> smtplib.SMTP:

@@ -96,7 +96,7 @@ def init_app(app: Flask) -> None:
     app.wsgi_app = _answer_what_escapes(app)  # type: ignore[assignment, method-assign]
     app.extensions["readiness"] = {}
     readiness_check(app, "database", _database_answers)
-    readiness_check(app, "migrations", _migrations_are_done)
+    readiness_check(app, "migrations", migrations_are_done)
     if config.rate_limits:
         readiness_check(app, "rate_limits", _rate_limits_are_shared, essential=False)
     app.add_url_rule("/healthz", view_func=limiter.exempt(healthz))
@@ -248,7 +248,8 @@ def _database_answers() -> None:
     db.session.execute(text("SELECT 1"))
 
 
-def _migrations_are_done() -> None:
+def migrations_are_done() -> None:
+    """Raise unless the database is at the newest migration that this process knows."""
     current = set(db.session.scalars(text("SELECT version_num FROM alembic_version")))
     if current != _migration_heads():
         raise RuntimeError("the database is not at the newest migration")
