@@ -16,7 +16,7 @@ from typing import Any
 
 # Where the processes add up what they count. The library for it looks when it is imported, so before all else.
 _own_metrics = None
-if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+if not os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
     _own_metrics = os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(prefix="project-metrics-")
 
 from prometheus_client.multiprocess import mark_process_dead  # noqa: E402

@@ -1,7 +1,10 @@
 """What Prometheus is shown, that processes add up, and that nobody else sees it."""
 
 import http.client
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -91,3 +94,11 @@ def get(port: int, path: str) -> str:
         return connection.getresponse().read().decode()
     finally:
         connection.close()
+
+
+@pytest.mark.server
+def test_a_setting_without_a_value_puts_no_files_where_the_process_was_started(tmp_path):
+    env = {**ENV, "DATA_DIR": str(tmp_path / "data"), "PROMETHEUS_MULTIPROC_DIR": "", "PATH": os.environ["PATH"]}
+    command = [sys.executable, "-c", "from project.metrics import LOGINS; LOGINS.labels('success').inc()"]
+    subprocess.run(command, cwd=tmp_path, env=env, check=True)
+    assert list(tmp_path.glob("*.db")) == []

@@ -5,6 +5,7 @@ The library looks at that variable when it is imported, so deploy/gunicorn.conf.
 """
 
 import ipaddress
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -12,13 +13,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from flask import Flask, Response, g, request
+from sqlalchemy import Engine, event
+from sqlalchemy.exc import SQLAlchemyError
+
+# Empty is not set, as with every setting. To the library it would be the folder that the process was started in.
+if not os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
+    os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
+
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import generate_latest
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
-from sqlalchemy import Engine, event
-from sqlalchemy.exc import SQLAlchemyError
 
 from project.config import settings
 from project.database import db
@@ -38,6 +44,8 @@ LOGINS = Counter("logins", "Attempts to sign in: success or failure.", ["outcome
 WEBHOOKS = Counter("webhooks", "Webhooks that came: received, repeated or invalid_signature.", ["outcome"])
 EVENTS = Counter("webhook_events", "Webhook events looked at: processed, ignored or failed.", ["outcome"])
 QUOTA_REFUSALS = Counter("quota_refusals", "Uploads for which an account had no room.")
+DISCREPANCIES = Counter("payments_discrepancies", "What reconciliation could not cure, at each of its runs.")
+UNANSWERED = Counter("payments_unanswered", "How often reconciliation got no answer from the payment provider.")
 LIMITS_UNSHARED = Counter("rate_limits_unshared", "Requests counted by their process alone, since Redis was away.")
 
 _STARTED = "project_started"
