@@ -207,7 +207,8 @@ def get_payment(payment_id: UUID, *, reader_id: UUID | None) -> Payment:
     statement = select(Payment).where(Payment.id == payment_id)
     if reader_id is not None:
         statement = statement.where(Payment.user_id == reader_id)
-    payment = db.session.scalar(statement)
+    # Fresh: what the session has of it may be from before a call to the provider.
+    payment = db.session.scalar(statement, execution_options={"populate_existing": True})
     if payment is None:
         raise NotFound("There is no such payment.")
     return payment
