@@ -1,5 +1,6 @@
 """The frame of the webhook routes: the raw body, its bound, and its signature before anything else is believed."""
 
+import logging
 from collections.abc import Callable
 from functools import wraps
 from typing import Any
@@ -14,6 +15,9 @@ from project.marks import mark
 from project.payments.gateway import current_gateway
 from project.payments.gateway_types import BadSignature
 from project.payments.sandbox.delivery import signing_secret
+
+
+logger = logging.getLogger(__name__)
 
 
 class InvalidSignature(BadRequest):
@@ -43,6 +47,8 @@ def signed(provider: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
                     raw, request.headers.get("Stripe-Signature"), secrets=_secrets(), now=utcnow()
                 )
             except BadSignature as error:
+                # Mostly it is a secret that somebody has set wrong, who looks here.
+                logger.warning("webhook_refused", extra={"reason": str(error)})
                 raise InvalidSignature() from error
             return view(event=event, payload=raw.decode())
 
