@@ -16,7 +16,6 @@ from project.payments.gateway import current_gateway
 from project.payments.gateway_types import BadSignature
 from project.payments.sandbox.delivery import signing_secret
 
-
 logger = logging.getLogger(__name__)
 
 
