@@ -75,7 +75,7 @@ def show_authentication(query: dict[str, Any], ref: str) -> Response:
 @limit("write")
 @public
 @blueprint.arguments(Authenticate, location="json_or_form")
-@blueprint.response(HTTPStatus.OK, OutcomeOut)
+@blueprint.response(HTTPStatus.OK, OutcomeOut, also="text/html", redirects=True)
 @blueprint.raises(NotFound, WrongClientSecret, InvalidState)
 def authenticate_payment_intent(data: dict[str, Any], ref: str) -> Outcome | Response:
     """Approve a payment as the customer, or fail to; 303 to the `return_url` of the confirmation, if it had one."""
