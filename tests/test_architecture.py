@@ -146,7 +146,7 @@ def test_a_route_is_asked_for_in_the_tests(path, function):
     )
     # Ids are written in many ways, as {user.id}, {uuid4()} or {{id}}; what stands around them is fixed.
     pattern = re.sub(r"<[^>]+>", "@", PREFIX + (prefix or "") + rule)
-    pattern = re.escape(pattern).replace("@", r"[^\s\"'/]+")
+    pattern = re.escape(pattern).replace("@", r"(?:\{[^}]*\}|[^\s\"'/]+)")
     asked = re.compile(rf"{pattern}(?![a-z/-])")
     assert any(asked.search(text) for text in test_sources()), f"no test asks for {rule}"
 

@@ -135,7 +135,8 @@ def started(tmp_path: Path, **settings: str) -> Iterator[tuple[subprocess.Popen[
             return False
 
     log = tmp_path / "log"
-    with running(START, log=log, ready=is_ready, env={**inherited, **own, **settings}, cwd=ROOT) as process:
+    env = {**inherited, **own, **settings}
+    with running(START, log=log, ready=is_ready, env=env, cwd=ROOT, is_ours=True) as process:
         yield process, url, log
 
 

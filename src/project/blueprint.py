@@ -135,6 +135,7 @@ class Blueprint(flask_smorest.Blueprint):
         location: str | None = None,
         unsettled: bool = False,
         also: str | None = None,
+        redirects: bool = False,
         **kwargs: Any,
     ) -> Callable[[View], View]:
         """Dump what the view returns into the envelope.
@@ -142,7 +143,7 @@ class Blueprint(flask_smorest.Blueprint):
         A Page also gives `meta` and the Link header. `location` is a template over the returned object, such as
         `/v1/users/{0.id}`, for the Location header that every 201 carries. With `unsettled` the view may also
         answer 202 with the same object, while its outcome is not known. `also` is another media type that the view may
-        answer with, by a Response of its own.
+        answer with, by a Response of its own; with `redirects` that may be a 303.
         """
         dump = super().response(status_code, schema, **kwargs)
 
@@ -162,7 +163,8 @@ class Blueprint(flask_smorest.Blueprint):
                     del result.headers["Content-Type"]
                 return result, status, headers
 
-            return mark(dump(prepared), unsettled=unsettled, also=also)  # type: ignore[no-any-return]  # flask-smorest is not typed
+            marks = {"unsettled": unsettled, "also": also, "redirects": redirects}
+            return mark(dump(prepared), **marks)  # type: ignore[no-any-return]  # flask-smorest is not typed
 
         return decorate
 

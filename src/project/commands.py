@@ -8,8 +8,7 @@ import click
 from flask.cli import with_appcontext
 from sqlalchemy.exc import DBAPIError
 
-from project import seeds
-from project.errors import AppError
+from project.errors import AppError, CommandRefused
 
 
 def reports_errors(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -27,7 +26,7 @@ def reports_errors(command: Callable[..., Any]) -> Callable[..., Any]:
             cause = type(error.orig).__name__
             question = "Is it running, and did `flask db upgrade` run?"
             raise click.ClickException(f"The database refused ({cause}). {question}") from error
-        except seeds.SeedRefused as error:
+        except CommandRefused as error:
             raise click.ClickException(str(error)) from error
 
     return wrapper

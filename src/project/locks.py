@@ -9,13 +9,11 @@ from pathlib import Path
 from sqlalchemy import text
 
 from project.database import db
-from project.errors import Conflict
+from project.errors import CommandRefused
 
 
-class AlreadyRunning(Conflict):
+class AlreadyRunning(CommandRefused):
     """Somebody else is doing the same at this moment."""
-
-    message = "Another process is doing this right now; wait until it has ended."
 
 
 @contextmanager
@@ -28,7 +26,7 @@ def alone(name: str) -> Iterator[None]:
     lock = _postgresql if db.engine.dialect.name == "postgresql" else _sqlite
     with lock(name) as is_ours:
         if not is_ours:
-            raise AlreadyRunning()
+            raise AlreadyRunning("Another process is doing this right now; wait until it has ended.")
         yield
 
 

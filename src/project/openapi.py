@@ -176,15 +176,22 @@ def document_operation(doc: dict[str, Any], marks: dict[str, Any], **context: An
         _add_success_headers(response, marks, int(status))
     if marks.get("content"):
         _add_content_responses(doc["responses"])
-    if marks.get("also"):
-        [only] = doc["responses"].values()
-        only["content"][marks["also"]] = {"schema": {"type": "string"}, "example": _OTHER_EXAMPLE}
+    _add_other_answers(doc["responses"], marks)
     if marks.get("versioned") and context["method"] == "get":
         doc["responses"]["304"] = {"description": "Not modified", "headers": _refs("ETag", "X-Request-ID")}
     doc.setdefault("parameters", [])
     doc["responses"].update(_problem_responses(_errors_of(doc, marks, context["method"]), field_codes))
     doc["parameters"] += _header_parameters(marks, context["method"])
     return doc
+
+
+def _add_other_answers(responses: dict[str, Any], marks: dict[str, Any]) -> None:
+    """Add what a view may answer with instead: another media type, or an address to go on at."""
+    if marks.get("also"):
+        [only] = responses.values()
+        only["content"][marks["also"]] = {"schema": {"type": "string"}, "example": _OTHER_EXAMPLE}
+    if marks.get("redirects"):
+        responses["303"] = {"description": "It goes on elsewhere", "headers": _refs("Location", "X-Request-ID")}
 
 
 def _add_content_responses(responses: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ from sqlalchemy import exists, select
 from project.auth.passwords import hash_password
 from project.config import settings
 from project.database import db, transaction
+from project.errors import CommandRefused
 from project.files import service as files
 from project.files.models import UploadMethod
 from project.files.uploads import Description, upload_raw
@@ -41,7 +42,7 @@ DONATION = {"name": "Donation", "description": "As much as you like.", "min_amou
 SKY = (lambda y: 40 + y * 0.82, lambda y: 60 + y * 0.45, lambda y: 140 - y * 0.35)
 
 
-class SeedRefused(Exception):
+class SeedRefused(CommandRefused):
     """Demo accounts have no place in production."""
 
 

@@ -349,6 +349,35 @@ def test_an_erasure_and_a_success_at_once_both_happen(app, session, run_jobs, ou
     assert ledger_check.verify() == []
 
 
+@pytest.mark.parametrize("round_", range(3))
+def test_whatever_happens_beside_an_erasure_the_books_are_right(app, session, run_jobs, round_):
+    customer, staff = make_user(), make_user(role=Role.STAFF)
+    made, left, held = paid(customer, "pm_card_createDispute"), make_payment(customer), paid(customer, manual=True)
+    other = paid(customer)
+    me = paying.caller(customer)
+    session.remove()
+
+    raised = side_by_side(
+        app,
+        lambda: erase(customer),
+        lambda: paying.refund(other, 300, staff=staff, note="Given back"),
+        lambda: operations.cancel_payment(left.id, caller=me, reason=WORDS),
+        lambda: operations.capture_payment(held.id, staff_id=staff.id, amount=500),
+        lambda: jobs.run_pending(app),
+    )
+
+    assert {type(error) for error in raised} <= {NotFound, InvalidState}
+    run_jobs()
+    paying.advance()
+    run_jobs()
+    assert ledger_check.verify() == []
+    assert set(session.scalars(select(Payment.user_id))) == {None}
+    assert get(left).status is at_provider(left) is PaymentStatus.CANCELED
+    assert get(held).status is at_provider(held) is not PaymentStatus.REQUIRES_CAPTURE
+    assert (get(made).status, get(other).amount_refunded) == ("succeeded", 300)
+    assert WORDS not in str(session.scalars(select(TimelineEntry.data)).all())
+
+
 def test_an_erased_account_buys_nothing_more(session):
     customer, price = make_user(), make_price()
     erase(customer)

@@ -20,6 +20,7 @@ from project.payments.journal import LedgerEntry
 from project.payments.ledger import EXPORT_BATCH
 from project.payments.staff_schemas import LedgerEntryOut
 from tests.conftest import ENV
+from tests.http.client import raw
 from tests.payments.asking import data, purchase, refund
 from tests.payments.paying import paid
 from tests.servers import run_server
@@ -27,6 +28,7 @@ from tests.servers import run_server
 EXPORT = "/v1/ledger/export.csv"
 BEGIN = datetime(2030, 1, 1, tzinfo=UTC)
 SECONDS = 30
+HTTP_1_0 = {"SERVER_PROTOCOL": "HTTP/1.0"}
 
 
 def make_entry(**values) -> LedgerEntry:
@@ -87,6 +89,12 @@ def books_away(app) -> Iterator[None]:
         yield
     finally:
         rename("ledger_away", "ledger_entries")
+
+
+def settings_of(app) -> dict[str, str]:
+    """The settings of a server with the same database."""
+    settings = app.extensions["settings"]
+    return {**ENV, "DATA_DIR": str(settings.data_dir), "DATABASE_URL": settings.database_url}
 
 
 @pytest.fixture
@@ -233,13 +241,33 @@ def test_what_fails_in_the_middle_reaches_the_server(app, client, as_staff, in_a
     assert in_app(connections_in_use) == 0
 
 
+def test_without_chunks_the_table_has_its_length(client, as_staff, in_app):
+    in_app(post_entries, EXPORT_BATCH + 1)
+    streamed = client.get(EXPORT, headers=as_staff)
+
+    with client.get(EXPORT, headers=as_staff, environ_overrides=HTTP_1_0) as whole:
+        assert whole.data == streamed.data
+    assert (streamed.content_length, whole.content_length) == (None, len(streamed.data))
+    for name in ("Content-Type", "Content-Disposition"):
+        assert whole.headers[name] == streamed.headers[name]
+    assert in_app(connections_in_use) == 0
+
+
+def test_without_chunks_what_fails_in_the_middle_is_answered_with_a_problem(app):
+    def fail(number: int) -> Any:
+        if number:
+            raise Unavailable()
+        return [make_entry()]
+
+    with app.test_request_context(environ_overrides=HTTP_1_0), pytest.raises(Unavailable):
+        exports.as_csv(map(fail, range(2)))
+
+
 @pytest.mark.server
 def test_a_table_that_breaks_off_does_not_look_complete(app, as_staff, in_app):
     # More than the buffers between the server and a client that does not read.
     in_app(post_entries, 30 * EXPORT_BATCH)
-    settings = app.extensions["settings"]
-    env = {**ENV, "DATA_DIR": str(settings.data_dir), "DATABASE_URL": settings.database_url}
-    with run_server(env) as server, socket.socket() as connection:
+    with run_server(settings_of(app)) as server, socket.socket() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.settimeout(SECONDS)
         connection.connect(("127.0.0.1", server.port))
@@ -252,3 +280,15 @@ def test_a_table_that_breaks_off_does_not_look_complete(app, as_staff, in_app):
         with books_away(app), pytest.raises(http.client.IncompleteRead):
             answer.read()
         assert server.process.poll() is None
+
+
+@pytest.mark.server
+def test_the_server_sends_a_client_without_chunks_the_whole_table(app, as_staff, in_app):
+    in_app(post_entries, 3 * EXPORT_BATCH)
+    token = as_staff["Authorization"]
+    with run_server(settings_of(app)) as server:
+        asked = f"GET {EXPORT}?from=2030-01-01T00:00:00Z HTTP/1.0\r\nHost: localhost\r\nAuthorization: {token}\r\n\r\n"
+        answer = raw(server.url, asked.encode())
+
+    assert answer.headers["Content-Length"] == str(len(answer.body))
+    assert answer.body.count(b"\r\n") == 1 + 3 * EXPORT_BATCH

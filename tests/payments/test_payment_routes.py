@@ -72,11 +72,11 @@ def test_the_client_secret_is_in_no_row_of_ours(client, as_user, price_id, in_ap
     made = buy(client, as_user(), price_id)
 
     def rows():
-        return [bytes(body) for body in db.session.scalars(select(IdempotencyKey.response_body))]
+        return list(db.session.scalars(select(IdempotencyKey.response_body)))
 
     [stored] = in_app(rows)
-    assert made["id"].encode() in stored
-    assert b"_secret_" not in stored
+    assert made["id"].encode() in (stored or b"")
+    assert b"_secret_" not in (stored or b"")
 
 
 def test_a_payment_that_is_finished_has_no_client_secret_to_give(client, as_user, price_id):

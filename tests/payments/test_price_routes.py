@@ -29,7 +29,7 @@ def test_a_price_is_made_once_for_each_key_and_shown_to_everybody(client, as_adm
 def test_nobody_sees_a_retired_price_but_staff(client, as_user, as_staff, as_admin, price_id):
     client.patch(f"/v1/prices/{price_id}", json={"active": False}, headers=as_admin)
 
-    for caller in ({}, as_user()):
+    for caller in (dict[str, str](), as_user()):
         assert client.get(f"/v1/prices/{price_id}", headers=caller).status_code == 404
         assert data(client.get("/v1/prices", headers=caller)) == []
     assert client.get("/v1/prices?active=false").status_code == 401

@@ -208,7 +208,8 @@ def test_a_new_key_for_the_same_order_leads_to_the_payment_that_there_is(shop, r
     again = shop.buy(reference="order-1")
     assert (*refusal(again), again.json["payment_id"]) == (409, "payment_exists", payment["id"])
 
-    secret = shop.get(f"/v1/payments/{payment['id']}/client-secret")
+    payment_id = again.json["payment_id"]
+    secret = shop.get(f"/v1/payments/{payment_id}/client-secret")
     assert secret.json["data"] == {"client_secret": payment["client_secret"]}
     assert secret.headers["Cache-Control"] == "no-store"
     assert shop.confirm(secret.json["data"]).status_code == 200
@@ -216,9 +217,9 @@ def test_a_new_key_for_the_same_order_leads_to_the_payment_that_there_is(shop, r
 
 
 def test_an_order_whose_payment_was_canceled_can_be_paid_by_another(shop):
-    payment = shop.buy(reference="order-1").json["data"]
-    assert shop.post(f"/v1/payments/{payment['id']}/cancel").json["data"]["status"] == "canceled"
-    assert refusal(shop.get(f"/v1/payments/{payment['id']}/client-secret")) == (409, "payment_final")
+    payment_id = shop.buy(reference="order-1").json["data"]["id"]
+    assert shop.post(f"/v1/payments/{payment_id}/cancel").json["data"]["status"] == "canceled"
+    assert refusal(shop.get(f"/v1/payments/{payment_id}/client-secret")) == (409, "payment_final")
     assert shop.buy(reference="order-1").status_code == 201
 
 

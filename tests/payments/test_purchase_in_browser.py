@@ -508,6 +508,18 @@ def test_a_payment_whose_confirmation_had_no_answer_is_looked_at(customer):
     customer.sees("Paid")
 
 
+def test_a_shop_that_cannot_be_reached_says_so_and_then_goes_on(customer):
+    customer.buy()
+    customer.page.route("**/v1/**", lambda route: route.abort())
+    customer.page.reload()
+    customer.is_told("The shop cannot be reached right now.")
+    customer.page.unroute("**/v1/**")
+    customer.press("Try again")
+
+    expect(customer.button("Pay")).to_be_visible()
+    assert customer.payment.status == "requires_payment_method"
+
+
 @pytest.mark.parametrize("fault", [Fault.TIMEOUT_BEFORE, Fault.TIMEOUT_AFTER, Fault.HTTP_500])
 def test_a_provider_that_does_not_answer_is_asked_again(customer, site, fault):
     before = site.intents()

@@ -10,8 +10,7 @@ from sqlalchemy import select
 from project.database import db, transaction, utcnow
 from project.payments.gateway import current_gateway
 from project.payments.gateway_types import BadSignature, Declined, Event, OutcomeUnknown, Rejected
-from project.payments.sandbox import clock, events
-from project.payments.sandbox import delivery
+from project.payments.sandbox import clock, delivery, events
 from project.payments.sandbox.delivery import MAX_ATTEMPTS, deliver_due
 from project.payments.sandbox.faults import Fault, set_fault
 from project.payments.sandbox.models import SandboxEvent

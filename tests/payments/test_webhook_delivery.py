@@ -134,6 +134,15 @@ def test_a_signature_is_good_for_five_minutes(client, in_app, secret, body, seco
     assert len(in_app(stored)) == (status == 200)
 
 
+def test_the_log_tells_the_operator_why(client, secret, body, caplog):
+    post(client, body, sign(body, "another"))
+    post(client, body, sign(body, secret, at=1))
+
+    told = [vars(record)["reason"] for record in caplog.records if record.message == "webhook_refused"]
+    assert told == ["the signature is of none of our secrets", "the signature is too old, or of the future"]
+    assert secret not in caplog.text
+
+
 def test_one_good_signature_among_several_is_enough(client, in_app, secret, body):
     header = f"{sign(body, 'the old secret')},{sign(body, secret).partition(',')[2]},v0=00,v2=00"
 

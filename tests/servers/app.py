@@ -52,6 +52,7 @@ def run_server(
             ready=lambda: _is_ready(port),
             env={**inherited, **settings},
             cwd=ROOT,
+            is_ours=True,
         ) as process:
             yield AppServer(f"http://127.0.0.1:{port}", port, process, log)
 

@@ -5,14 +5,14 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from uuid import UUID
 
-from sqlalchemy import select
+from sqlalchemy import or_, select
 
 from project.config import settings
 from project.database import db, give_back, utcnow
 from project.payments.gateway import current_gateway
 from project.payments.gateway_types import PaymentSnapshot
-from project.payments.models import Payment
-from project.payments.snapshots import apply_payment, apply_refund
+from project.payments.models import Dispute, Payment
+from project.payments.snapshots import apply_dispute, apply_payment, apply_refund
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,28 @@ def compare(*, since: timedelta, settled: timedelta, dry_run: bool = False) -> C
                 logger.exception("not_compared", extra={"payment_id": str(payment.id)})
                 found.left.append(f"Payment {payment.id}: it cannot be what the provider says")
         give_back()
+    _compare_disputes(found, since=since, dry_run=dry_run)
     return found
+
+
+def _compare_disputes(found: Comparison, *, since: timedelta, dry_run: bool) -> None:
+    """Mirror the disputes that were opened within this time, and those of which we do not know the end."""
+    gateway = current_gateway()
+    snapshots = {snapshot.ref: snapshot for snapshot in gateway.list_disputes(since=utcnow() - since)}
+    open_or_named = or_(Dispute.closed_at.is_(None), Dispute.provider_ref.in_(snapshots))
+    ours = select(Dispute.provider_ref, Dispute.status, Dispute.funds_withdrawn).where(open_or_named)
+    known = {ref: (status, withdrawn) for ref, status, withdrawn in db.session.execute(ours)}
+    give_back()
+    for ref in known.keys() - snapshots.keys():
+        snapshots[ref] = gateway.retrieve_dispute(ref)
+    for snapshot in snapshots.values():
+        if known.get(snapshot.ref) == (snapshot.status, snapshot.withdrawn > 0):
+            continue
+        told = f"Dispute {snapshot.ref}: {snapshot.status}"
+        if dry_run:
+            found.left.append(told)
+        elif apply_dispute(snapshot, actor="reconcile") is not None:
+            found.repaired.append(told)
 
 
 def _find(payment_id: UUID) -> Payment | None:

@@ -3,10 +3,13 @@
 import csv
 import io
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from itertools import chain
+from tempfile import TemporaryFile
 from typing import Any
 
-from flask import Response, stream_with_context
+from flask import Response, request, stream_with_context
+from werkzeug.wsgi import wrap_file
 
 from project.payments.journal import LedgerEntry
 from project.payments.staff_schemas import LedgerEntryOut
@@ -21,15 +24,30 @@ def as_csv(batches: Iterable[Iterable[LedgerEntry]]) -> Response:
 
     What fails before the first byte is answered with a problem. Later nothing can be said any more: the error goes
     on to the server, which closes the connection without the chunk that ends a body (RFC 9112 §8), so that no client
-    takes the part for the whole. HTTP/1.0 has no such chunk; a proxy has to ask with 1.1.
+    takes the part for the whole. HTTP/1.0, in which nginx asks unless it is told otherwise, has no chunks: there the
+    table is written to a file first, and sent with its length.
     """
     blocks = _blocks(batches)
-    first = next(blocks)
-    return Response(
-        stream_with_context(chain([first], blocks)),
-        content_type="text/csv; charset=utf-8; header=present",
-        headers={"Content-Disposition": f'attachment; filename="{FILENAME}"'},
-    )
+    if request.environ["SERVER_PROTOCOL"] == "HTTP/1.0":
+        response = _with_length(blocks)
+    else:
+        response = Response(stream_with_context(chain([next(blocks)], blocks)))
+    response.headers["Content-Type"] = "text/csv; charset=utf-8; header=present"
+    response.headers["Content-Disposition"] = f'attachment; filename="{FILENAME}"'
+    return response
+
+
+def _with_length(blocks: Iterator[str]) -> Response:
+    with ExitStack() as opened:
+        file = opened.enter_context(TemporaryFile())
+        for block in blocks:
+            file.write(block.encode())
+        size = file.tell()
+        file.seek(0)
+        # From here on whoever sends the response closes the file.
+        opened.pop_all()
+    body = wrap_file(request.environ, file)
+    return Response(body, headers={"Content-Length": str(size)}, direct_passthrough=True)
 
 
 def _blocks(batches: Iterable[Iterable[LedgerEntry]]) -> Iterator[str]:

@@ -1,10 +1,13 @@
 """What a payment provider tells us, in our words, and the ways in which it can refuse."""
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from uuid import UUID
 
 from project.payments.models import CaptureMethod, PaymentStatus, RefundStatus
+
+# The provider forgets keys after a day: until then the same request can be sent again, and nothing is done twice.
+KEYS_LIVE = timedelta(hours=23)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from uuid import UUID
 
 from sqlalchemy import Select, func, literal, select, union_all
 
+from project.config import settings
 from project.database import db, give_back, insert, utcnow, uuid7
 from project.pagination import Page, PageRequest, paginate
 from project.payments.journal import ENTRY_SORTS, LedgerEntry
@@ -112,8 +113,11 @@ def _entries(
     after: datetime | None = None,
     before: datetime | None = None,
 ) -> Select[LedgerEntry]:
-    """Select entries of an account or a payment, from `after` on and before `before`."""
-    statement = select(LedgerEntry)
+    """Select entries of an account or a payment, from `after` on and before `before`.
+
+    Money of tests and real money are never shown together: the mode that is set decides.
+    """
+    statement = select(LedgerEntry).where(LedgerEntry.livemode == settings.payments.livemode)
     if account is not None:
         statement = statement.where(literal(account).in_([LedgerEntry.debit_account, LedgerEntry.credit_account]))
     if payment_id is not None:

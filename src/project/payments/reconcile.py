@@ -21,7 +21,7 @@ from project.payments import expiry, inbox, ledger_check, operations, service, w
 from project.payments.comparing import compare
 from project.payments.failures import InvalidState, PaymentDeclined, PaymentsMisconfigured, ProviderUnavailable
 from project.payments.gateway import current_gateway
-from project.payments.gateway_types import GatewayError, Misconfigured, OutcomeUnknown, TooManyRequests
+from project.payments.gateway_types import KEYS_LIVE, GatewayError, Misconfigured, OutcomeUnknown, TooManyRequests
 from project.payments.journal import WebhookEvent
 from project.payments.models import Payment, Refund
 from project.payments.refunds import ask_to_refund
@@ -33,8 +33,6 @@ logger = logging.getLogger(__name__)
 SETTLED = timedelta(minutes=2)
 # How far back the provider's payments are held against ours.
 SINCE = timedelta(hours=48)
-# The provider forgets keys after a day: until then the same request can be sent again.
-KEYS_LIVE = timedelta(hours=23)
 # A provider that has not answered this often is down, and each of its silences takes seconds.
 ENOUGH = 5
 

@@ -103,7 +103,8 @@ def resume_refund(refund_id: UUID) -> Refund:
     Raises:
         InvalidState, ProviderRejected, Invalid: it was refused, as the first request was told.
     """
-    refund = db.session.scalars(select(Refund).where(Refund.id == refund_id)).one()
+    found = select(Refund).where(Refund.id == refund_id)
+    refund = db.session.scalars(found, execution_options={"populate_existing": True}).one()
     if refund.provider_ref is not None:
         return refund
     if refund.status is RefundStatus.FAILED:

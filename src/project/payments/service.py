@@ -12,7 +12,7 @@ from sqlalchemy import select, update
 from sqlalchemy.exc import IntegrityError
 
 from project.config import settings
-from project.database import db, give_back, transaction, uuid7
+from project.database import db, give_back, transaction, utcnow, uuid7
 from project.errors import Conflict, NotFound
 from project.idempotency_keys import attach
 from project.limits import spend
@@ -21,6 +21,7 @@ from project.payments import prices
 from project.payments.failures import refusal, told
 from project.payments.gateway import current_gateway
 from project.payments.gateway_types import (
+    KEYS_LIVE,
     GatewayError,
     Intent,
     Misconfigured,
@@ -135,7 +136,7 @@ def ask_to_create(payment: Payment, *, actor: str) -> Payment:
     )
     give_back()
     try:
-        snapshot = current_gateway().create_payment(intent, key=f"{payment.id}:create")
+        snapshot = _find_made(payment) or current_gateway().create_payment(intent, key=f"{payment.id}:create")
     except (OutcomeUnknown, TooManyRequests, Misconfigured):
         raise
     except GatewayError as error:
@@ -143,6 +144,13 @@ def ask_to_create(payment: Payment, *, actor: str) -> Payment:
     made = apply_payment(payment.id, snapshot, actor=actor)
     made.client_secret = snapshot.client_secret
     return made
+
+
+def _find_made(payment: Payment) -> PaymentSnapshot | None:
+    """Find what an earlier request has made, if the provider has forgotten its key: it would make a second one."""
+    if payment.created_at > utcnow() - KEYS_LIVE:
+        return None
+    return current_gateway().find_payment(payment.id, since=payment.created_at)
 
 
 def resume_payment(payment_id: UUID) -> Payment:
@@ -207,7 +215,8 @@ def get_payment(payment_id: UUID, *, reader_id: UUID | None) -> Payment:
     statement = select(Payment).where(Payment.id == payment_id)
     if reader_id is not None:
         statement = statement.where(Payment.user_id == reader_id)
-    payment = db.session.scalar(statement)
+    # Fresh: what the session has of it may be from before a call to the provider.
+    payment = db.session.scalar(statement, execution_options={"populate_existing": True})
     if payment is None:
         raise NotFound("There is no such payment.")
     return payment

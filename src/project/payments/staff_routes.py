@@ -33,6 +33,7 @@ blueprint = Blueprint("payment_records", __name__, url_prefix="/payments", descr
 ledger_blueprint = Blueprint("ledger", __name__, url_prefix="/ledger", description="The books, for staff")
 
 CSV = {"type": "string"}
+HEADER_LINE = ",".join(LedgerEntryOut().fields) + "\r\n"
 ATTACHMENT = {"Content-Disposition": {"$ref": "#/components/headers/Content-Disposition"}}
 
 
@@ -103,7 +104,7 @@ def list_balances(query: dict[str, Any]) -> Page[Balance]:
 @limit("read")
 @role_required(Role.STAFF)
 @ledger_blueprint.arguments(LedgerFilter, location="query")
-@ledger_blueprint.response(HTTPStatus.OK, CSV, content_type="text/csv", headers=ATTACHMENT)
+@ledger_blueprint.response(HTTPStatus.OK, CSV, content_type="text/csv", example=HEADER_LINE, headers=ATTACHMENT)
 def export_ledger(query: dict[str, Any]) -> Response:
     """Download the transfers as CSV (RFC 4180), the oldest first (staff)."""
     return exports.as_csv(ledger.all_entries(**query))

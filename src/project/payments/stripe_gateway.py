@@ -173,6 +173,11 @@ class StripeGateway:
         """Give the refunds of a payment, the newest first."""
         return map(refund_snapshot, _pages(self._client.v1.refunds.list, {"payment_intent": payment_ref}))
 
+    def list_disputes(self, *, since: datetime) -> Iterator[DisputeSnapshot]:
+        """Give the disputes made after `since`, the newest first."""
+        params = {"created": {"gte": int(since.timestamp())}}
+        return map(dispute_snapshot, _pages(self._client.v1.disputes.list, params))
+
     def retrieve_dispute(self, ref: str) -> DisputeSnapshot:
         """Return a dispute as it is now."""
         with translated():

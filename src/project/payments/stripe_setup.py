@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import stripe
 
-from project.errors import Conflict
+from project.errors import CommandRefused
 from project.payments.stripe_gateway import PAGE, client_of, translated
 
 if TYPE_CHECKING:
@@ -33,10 +33,8 @@ EVENT_TYPES: tuple[Any, ...] = (
 )
 
 
-class EndpointExists(Conflict):
+class EndpointExists(CommandRefused):
     """There is an endpoint with this address already."""
-
-    message = "Stripe has a webhook endpoint with this address already: use its secret, or replace it (--replace)."
 
 
 @dataclass(frozen=True)
@@ -65,7 +63,7 @@ def make_endpoint(client: stripe.StripeClient, *, url: str, replace: bool = Fals
     """
     known = [endpoint.id for endpoint in _endpoints(client) if endpoint.url == url]
     if known and not replace:
-        raise EndpointExists()
+        raise EndpointExists("Stripe has an endpoint with this address already: use its secret, or --replace it.")
     version: Any = stripe.api_version
     params: WebhookEndpointCreateParams = {
         "url": url,

@@ -1,5 +1,6 @@
 """The frame of the webhook routes: the raw body, its bound, and its signature before anything else is believed."""
 
+import logging
 from collections.abc import Callable
 from functools import wraps
 from typing import Any
@@ -15,6 +16,8 @@ from project.marks import mark
 from project.payments.gateway import current_gateway
 from project.payments.gateway_types import BadSignature
 from project.payments.sandbox.delivery import signing_secret
+
+logger = logging.getLogger(__name__)
 
 
 class InvalidSignature(BadRequest):
@@ -45,6 +48,8 @@ def signed(provider: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
                 )
             except BadSignature as error:
                 metrics.WEBHOOKS.labels("invalid_signature").inc()
+                # Mostly it is a secret that somebody has set wrong, who looks here.
+                logger.warning("webhook_refused", extra={"reason": str(error)})
                 raise InvalidSignature() from error
             return view(event=event, payload=raw.decode())
 

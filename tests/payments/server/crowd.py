@@ -6,14 +6,15 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 from tests.files.server.site import SECONDS
 
 CONNECTIONS = 64
-IN_PROGRESS = "idempotency_in_progress"
+# The first request with the key is still running; the server has more to do than it can.
+IN_PROGRESS, BUSY = "idempotency_in_progress", "service_unavailable"
 
 Work = TypeVar("Work")
 Result = TypeVar("Result")
@@ -26,6 +27,7 @@ class Answer:
     status: int
     body: dict[str, Any]
     replayed: bool
+    refused: int = 0  # how often the server was too busy before
 
     @property
     def data(self) -> dict[str, Any]:
@@ -62,12 +64,14 @@ class Client:
         return self._send("POST", path, sent, {} if key is None else {"Idempotency-Key": key})
 
     def post_until_answered(self, path: str, body: object, *, key: str) -> Answer:
-        """POST, and again while the first request with this key is still running."""
+        """POST, and again while we are told to come again."""
         deadline = time.monotonic() + SECONDS
-        while (answer := self.post(path, body, key=key)).said == IN_PROGRESS:
-            assert time.monotonic() < deadline, "the key stays in use"
+        refused = 0
+        while (answer := self.post(path, body, key=key)).said in {IN_PROGRESS, BUSY}:
+            assert time.monotonic() < deadline, answer.body
+            refused += answer.said == BUSY
             time.sleep(0.2)
-        return answer
+        return replace(answer, refused=refused)
 
     def _send(self, method: str, path: str, body: str | None, headers: dict[str, str]) -> Answer:
         if body is not None:

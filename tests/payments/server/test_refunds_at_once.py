@@ -40,11 +40,13 @@ def test_of_thousands_of_refunds_of_a_hundredth_exactly_a_hundred_are_made(shop:
     path = f"/v1/payments/{payment.id}/refunds"
 
     def refund(client: Client, number: int) -> Answer:
-        return client.post(path, {"amount": PART}, key=f"refund-{number}")
+        return client.post_until_answered(path, {"amount": PART}, key=f"refund-{number}")
 
     with shop.server(WEB_CONCURRENCY=processes) as server, watched(shop.app, payment.id) as seen:
         answers = at_once(server.port, staff, range(attempts), refund)
     assert Counter(answer.said for answer in answers) == {"201": PARTS, EXCEEDS: attempts - PARTS}
+    # On a machine that has other things to do, some are told to come again; no other 5xx is among the answers.
+    assert sum(answer.refused for answer in answers) <= attempts // 10
     # Otherwise nobody has looked while it went on.
     assert len(set(seen)) > PARTS / 2
 

@@ -9,6 +9,7 @@ from project.database import db, transaction, utcnow
 from project.payments.sandbox.attempts import method_of
 from project.payments.sandbox.errors import missing
 from project.payments.sandbox.events import emit
+from project.payments.sandbox.lists import show_page
 from project.payments.sandbox.models import FRESH, SandboxDispute, SandboxIntent, new_id
 
 # Whoever does not answer until then has lost.
@@ -101,6 +102,13 @@ def _moved(wire: dict[str, Any], amount: int, *, fee: int = 0) -> dict[str, Any]
         "source": wire["id"],
         "type": "adjustment",
     }
+
+
+def list_all(params: dict[str, Any]) -> dict[str, Any]:
+    """Show a page of the disputes, the newest first."""
+    return show_page(
+        SandboxDispute, select(SandboxDispute), params, url="/v1/disputes", show=lambda dispute: dispute.wire
+    )
 
 
 def retrieve(ref: str, _params: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """PaymentIntents: made, read, listed, captured and canceled as Stripe's API does it."""
 
 import secrets
-from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import select
@@ -11,13 +10,13 @@ from project.database import db, utcnow
 from project.payments.sandbox.attempts import change, take
 from project.payments.sandbox.errors import WireError, missing, unexpected_state
 from project.payments.sandbox.events import emit
+from project.payments.sandbox.lists import show_page
 from project.payments.sandbox.models import FRESH, SandboxIntent, new_id
 
 # https://docs.stripe.com/currencies#minimum-and-maximum-charge-amounts
 MINIMUM = {"GBP": 30}
 MINIMUM_ELSEWHERE = 50
 MAXIMUM = 99_999_999
-DEFAULT_LIMIT = 10
 
 CANCELABLE = {
     "requires_payment_method",
@@ -103,21 +102,14 @@ def lock(ref: str, *, param: str = "id") -> SandboxIntent:
 
 def list_all(params: dict[str, Any]) -> dict[str, Any]:
     """Show a page of the intents, the newest first."""
-    statement = select(SandboxIntent).order_by(SandboxIntent.id.desc())
-    if "created" in params:
-        since = datetime.fromtimestamp(params["created"]["gte"], UTC)
-        statement = statement.where(SandboxIntent.created_at >= since)
-    if "starting_after" in params:
-        statement = statement.where(SandboxIntent.id < params["starting_after"])
-    limit = min(params.get("limit", DEFAULT_LIMIT), 100)
-    found = db.session.scalars(statement.limit(limit + 1), execution_options=FRESH).all()
     expand = {"expand": [name.removeprefix("data.") for name in params.get("expand", [])]}
-    return {
-        "object": "list",
-        "url": "/v1/payment_intents",
-        "has_more": len(found) > limit,
-        "data": [_shown(intent, expand) for intent in found[:limit]],
-    }
+    return show_page(
+        SandboxIntent,
+        select(SandboxIntent),
+        params,
+        url="/v1/payment_intents",
+        show=lambda intent: _shown(intent, expand),
+    )
 
 
 def capture(ref: str, params: dict[str, Any]) -> dict[str, Any]:

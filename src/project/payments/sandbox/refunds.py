@@ -9,6 +9,7 @@ from project.payments.sandbox import disputes, intents
 from project.payments.sandbox.attempts import method_of
 from project.payments.sandbox.errors import WireError, missing, unexpected_state
 from project.payments.sandbox.events import emit
+from project.payments.sandbox.lists import show_page
 from project.payments.sandbox.methods import DELAY, RefundBehaviour
 from project.payments.sandbox.models import FRESH, SandboxIntent, SandboxRefund, new_id
 
@@ -79,22 +80,13 @@ def retrieve(ref: str, _params: dict[str, Any]) -> dict[str, Any]:
 
 def list_all(params: dict[str, Any]) -> dict[str, Any]:
     """Show a page of the refunds of an intent, or of all, the newest first."""
-    statement = select(SandboxRefund).order_by(SandboxRefund.id.desc())
+    statement = select(SandboxRefund)
     if "payment_intent" in params:
         ref = params["payment_intent"]
         if db.session.scalar(select(SandboxIntent.id).where(SandboxIntent.id == ref)) is None:
             raise missing("payment_intent", ref, param="payment_intent")
         statement = statement.where(SandboxRefund.intent_id == ref)
-    if "starting_after" in params:
-        statement = statement.where(SandboxRefund.id < params["starting_after"])
-    limit = min(params.get("limit", intents.DEFAULT_LIMIT), 100)
-    found = db.session.scalars(statement.limit(limit + 1), execution_options=FRESH).all()
-    return {
-        "object": "list",
-        "url": "/v1/refunds",
-        "has_more": len(found) > limit,
-        "data": [refund.wire for refund in found[:limit]],
-    }
+    return show_page(SandboxRefund, statement, params, url="/v1/refunds", show=lambda refund: refund.wire)
 
 
 def settle(refund: SandboxRefund) -> None:

@@ -64,7 +64,7 @@ def confirm_payment_intent(data: dict[str, Any], ref: str) -> Outcome:
 @limit("read")
 @public
 @blueprint.arguments(PageQuery, location="query")
-@blueprint.response(HTTPStatus.OK, HTML, content_type="text/html")
+@blueprint.response(HTTPStatus.OK, HTML, content_type="text/html", example="<!doctype html>")
 @blueprint.raises(NotFound, WrongClientSecret)
 def show_authentication(query: dict[str, Any], ref: str) -> Response:
     """Show the page on which the customer approves a payment or fails to, as a bank would (3-D Secure)."""
@@ -75,7 +75,7 @@ def show_authentication(query: dict[str, Any], ref: str) -> Response:
 @limit("write")
 @public
 @blueprint.arguments(Authenticate, location="json_or_form")
-@blueprint.response(HTTPStatus.OK, OutcomeOut)
+@blueprint.response(HTTPStatus.OK, OutcomeOut, also="text/html", redirects=True)
 @blueprint.raises(NotFound, WrongClientSecret, InvalidState)
 def authenticate_payment_intent(data: dict[str, Any], ref: str) -> Outcome | Response:
     """Approve a payment as the customer, or fail to; 303 to the `return_url` of the confirmation, if it had one."""

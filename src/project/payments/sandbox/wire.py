@@ -78,6 +78,7 @@ ROUTES = (
     ),
     Route("get", "/v1/refunds", refunds.list_all, {"payment_intent": text, **_PAGE}),
     Route("get", "/v1/refunds/([^/]+)", refunds.retrieve, {}),
+    Route("get", "/v1/disputes", disputes.list_all, {"created": nested({"gte": integer}), **_PAGE}),
     Route("get", "/v1/disputes/([^/]+)", disputes.retrieve, {}),
 )
 
