@@ -28,7 +28,7 @@ def client(app):
 
 @pytest.fixture
 def ready_app(tmp_path: Path) -> Iterator[Flask]:
-    """An application that is ready: a database, one migration that was applied, limits in memory."""
+    """An application that is ready: a database, two migrations that were applied, limits in memory."""
     with small_app(tmp_path) as app:
         app.config["RATELIMIT_STORAGE_URI"] = "memory://"
         observability.init_app(app)
@@ -36,7 +36,8 @@ def ready_app(tmp_path: Path) -> Iterator[Flask]:
         limiter.init_app(app)
         versions = tmp_path / "migrations" / "versions"
         versions.mkdir(parents=True)
-        (versions / "a1.py").write_text("revision = 'a1'\ndown_revision = None\n")
+        (versions / "a0.py").write_text("revision = 'a0'\ndown_revision = None\n")
+        (versions / "a1.py").write_text("revision = 'a1'\ndown_revision = 'a0'\n")
         with app.app_context(), transaction():
             db.session.execute(text("CREATE TABLE alembic_version (version_num VARCHAR(32))"))
             db.session.execute(text("INSERT INTO alembic_version VALUES ('a1')"))
@@ -71,12 +72,26 @@ def test_a_process_without_its_database_is_not_ready(ready_app):
     assert response.headers["Retry-After"]
 
 
-@pytest.mark.parametrize("statement", ["UPDATE alembic_version SET version_num = 'a0'", "DROP TABLE alembic_version"])
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE alembic_version SET version_num = 'a0'",
+        "DELETE FROM alembic_version",
+        "DROP TABLE alembic_version",
+    ],
+)
 def test_a_process_whose_database_is_not_migrated_is_not_ready(ready_app, statement):
     with ready_app.app_context(), transaction():
         db.session.execute(text(statement))
     response = ready_app.test_client().get("/readyz")
     assert (response.status_code, response.json["detail"]) == (503, "Not ready: migrations.")
+
+
+def test_a_process_goes_on_when_a_newer_release_has_migrated_the_database(ready_app):
+    with ready_app.app_context(), transaction():
+        db.session.execute(text("UPDATE alembic_version SET version_num = 'b2'"))
+    response = ready_app.test_client().get("/readyz")
+    assert (response.status_code, response.json["data"]["checks"]["migrations"]) == (200, "ok")
 
 
 def test_a_newer_migration_on_disk_does_not_unready_a_running_process(ready_app, tmp_path):

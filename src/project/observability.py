@@ -249,19 +249,25 @@ def _database_answers() -> None:
 
 
 def migrations_are_done() -> None:
-    """Raise unless the database is at the newest migration that this process knows."""
+    """Raise unless the database is at the newest migration that this process knows, or at one that is newer.
+
+    A release migrates before its first server starts, and migrations leave what the release before it needs: servers
+    of that one go on.
+    """
     current = set(db.session.scalars(text("SELECT version_num FROM alembic_version")))
-    if current != _migration_heads():
+    if not current or current & _former_migrations():
         raise RuntimeError("the database is not at the newest migration")
 
 
-def _migration_heads() -> set[str]:
+def _former_migrations() -> set[str]:
     # Read once: what counts is the code that this process runs, also when newer files are put in place.
     extensions = current_app.extensions
-    if "migration_heads" not in extensions:
-        extensions["migration_heads"] = set(ScriptDirectory(extensions["migrate"].directory).get_heads())
-    heads: set[str] = extensions["migration_heads"]
-    return heads
+    if "former_migrations" not in extensions:
+        script = ScriptDirectory(extensions["migrate"].directory)
+        known = {revision.revision for revision in script.walk_revisions()}
+        extensions["former_migrations"] = known.difference(script.get_heads())
+    former: set[str] = extensions["former_migrations"]
+    return former
 
 
 def _rate_limits_are_shared() -> None:
