@@ -16,7 +16,16 @@ from project.jobs import defer
 from project.payments import ledger
 from project.payments.gateway_types import DisputeSnapshot, OutcomeUnknown, PaymentSnapshot, RefundSnapshot
 from project.payments.journal import ReceiptCounter
-from project.payments.models import Dispute, DisputeState, Payment, PaymentStatus, Refund, RefundOrigin, RefundStatus
+from project.payments.models import (
+    Dispute,
+    DisputeState,
+    Operation,
+    Payment,
+    PaymentStatus,
+    Refund,
+    RefundOrigin,
+    RefundStatus,
+)
 from project.payments.receipts import send_receipt
 from project.payments.timeline import note
 
@@ -24,7 +33,8 @@ logger = logging.getLogger(__name__)
 
 # The end of a payment that was not made; its reference is free again.
 DEAD = (PaymentStatus.CANCELED, PaymentStatus.FAILED)
-
+# What waits for its customer.
+WAITING = (PaymentStatus.REQUIRES_PAYMENT_METHOD, PaymentStatus.REQUIRES_ACTION)
 _DECIDED_DISPUTES = {"won", "lost"}
 _CLOSED_DISPUTES = {*_DECIDED_DISPUTES, "warning_closed", "prevented"}
 # Of several disputes the payment shows what matters most.
@@ -43,7 +53,7 @@ def apply_payment(payment_id: UUID, snapshot: PaymentSnapshot, *, actor: str) ->
             _review(payment, "another_at_provider", actor)
         elif (snapshot.amount, snapshot.currency) != (payment.amount, payment.currency):
             _review(payment, "amount_differs", actor)
-        elif before.final and not _money_arrived(before, snapshot):
+        elif _is_old(payment, snapshot):
             if snapshot.status is not before:
                 logger.warning("stale_snapshot", extra={"payment_id": str(payment_id), "status": snapshot.status})
             payment.synced_at = utcnow()
@@ -60,9 +70,16 @@ def apply_payment(payment_id: UUID, snapshot: PaymentSnapshot, *, actor: str) ->
     return payment
 
 
-def _money_arrived(before: PaymentStatus, snapshot: PaymentSnapshot) -> bool:
-    """Tell whether a payment that we had given up was paid after all."""
-    return before in DEAD and snapshot.status is PaymentStatus.SUCCEEDED
+def _is_old(payment: Payment, snapshot: PaymentSnapshot) -> bool:
+    """Tell whether it was so earlier: what is over stays so, and what is authorised waits for no customer again.
+
+    https://docs.stripe.com/payments/paymentintents/lifecycle: a capture that is under way may take time, or fail.
+    """
+    if payment.status in DEAD:
+        return snapshot.status is not PaymentStatus.SUCCEEDED  # which is money that arrives after all
+    if payment.status is PaymentStatus.REQUIRES_CAPTURE:
+        return snapshot.status in WAITING and payment.pending_operation is not Operation.CAPTURE
+    return payment.status.final
 
 
 def _leave_reference(payment: Payment, actor: str) -> None:
@@ -243,11 +260,17 @@ def apply_dispute(snapshot: DisputeSnapshot, *, actor: str) -> Dispute | None:
                 currency=snapshot.currency,
             )
             db.session.add(dispute)
-        elif dispute.status in _DECIDED_DISPUTES and snapshot.status not in _DECIDED_DISPUTES:
+        elif _is_older(dispute.status, snapshot.status):
             logger.warning("stale_snapshot", extra={"payment_id": str(payment.id), "status": snapshot.status})
             return dispute
         _mirror(payment, dispute, snapshot, actor)
     return dispute
+
+
+def _is_older(before: str, after: str) -> bool:
+    """Tell whether a dispute was so earlier: one that was decided stays so, and an inquiry opens once."""
+    again = before in _CLOSED_DISPUTES and _dispute_state(after) is DisputeState.INQUIRY
+    return again or (before in _DECIDED_DISPUTES and after not in _DECIDED_DISPUTES)
 
 
 def _mirror(payment: Payment, dispute: Dispute, snapshot: DisputeSnapshot, actor: str) -> None:
