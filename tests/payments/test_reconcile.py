@@ -21,7 +21,7 @@ from project.payments.failures import ProviderUnavailable
 from project.payments.gateway import current_gateway
 from project.payments.gateway_types import Declined, OutcomeUnknown
 from project.payments.journal import EventStatus, WebhookEvent
-from project.payments.models import Operation, Payment, PaymentStatus, Refund, RefundOrigin, RefundStatus
+from project.payments.models import Dispute, Operation, Payment, PaymentStatus, Refund, RefundOrigin, RefundStatus
 from project.payments.reconcile import Report
 from project.payments.sandbox.delivery import deliver_due
 from project.payments.sandbox.faults import Fault, set_fault
@@ -650,6 +650,21 @@ def test_what_another_provider_or_mode_has_is_left_alone(session, other):
         session.execute(update(Payment).values(**other))
 
     assert run(since=timedelta(seconds=1), dry_run=True).payments == 0
+
+
+def test_a_dispute_that_another_provider_has_is_not_asked_for(session, run_jobs):
+    payment = paying.paid(method="pm_card_createDispute")
+    paying.advance()
+    run_jobs()
+    with transaction():
+        session.execute(update(Payment).values(provider="stripe"))
+        session.execute(update(Dispute).values(provider_ref="dp_of_stripe"))
+        session.execute(text("DELETE FROM sandbox_disputes"))
+
+    report = run()
+
+    assert report.unavailable == 0
+    assert f"orphan_at_provider: {payment.provider_ref}" in report.discrepancies
 
 
 # --- a dry run --------------------------------------------------------------------------------------------------------
