@@ -13,12 +13,11 @@ from sqlalchemy import or_, select
 
 from project.database import db, insert, transaction, utcnow, uuid7
 from project.jobs import defer
-from project.payments import ledger
+from project.payments import disputes, ledger
 from project.payments.gateway_types import DisputeSnapshot, OutcomeUnknown, PaymentSnapshot, RefundSnapshot
 from project.payments.journal import ReceiptCounter
 from project.payments.models import (
     Dispute,
-    DisputeState,
     Operation,
     Payment,
     PaymentStatus,
@@ -35,10 +34,6 @@ logger = logging.getLogger(__name__)
 DEAD = (PaymentStatus.CANCELED, PaymentStatus.FAILED)
 # What waits for its customer.
 WAITING = (PaymentStatus.REQUIRES_PAYMENT_METHOD, PaymentStatus.REQUIRES_ACTION)
-_DECIDED_DISPUTES = {"won", "lost"}
-_CLOSED_DISPUTES = {*_DECIDED_DISPUTES, "warning_closed", "prevented"}
-# Of several disputes the payment shows what matters most.
-_WEIGHTS = [DisputeState.NONE, DisputeState.INQUIRY, DisputeState.WON, DisputeState.LOST, DisputeState.OPEN]
 
 
 def apply_payment(payment_id: UUID, snapshot: PaymentSnapshot, *, actor: str) -> Payment:
@@ -260,17 +255,11 @@ def apply_dispute(snapshot: DisputeSnapshot, *, actor: str) -> Dispute | None:
                 currency=snapshot.currency,
             )
             db.session.add(dispute)
-        elif _is_older(dispute.status, snapshot.status):
+        elif disputes.is_older(dispute.status, snapshot.status):
             logger.warning("stale_snapshot", extra={"payment_id": str(payment.id), "status": snapshot.status})
             return dispute
         _mirror(payment, dispute, snapshot, actor)
     return dispute
-
-
-def _is_older(before: str, after: str) -> bool:
-    """Tell whether a dispute was so earlier: one that was decided stays so, and an inquiry opens once."""
-    again = before in _CLOSED_DISPUTES and _dispute_state(after) is DisputeState.INQUIRY
-    return again or (before in _DECIDED_DISPUTES and after not in _DECIDED_DISPUTES)
 
 
 def _mirror(payment: Payment, dispute: Dispute, snapshot: DisputeSnapshot, actor: str) -> None:
@@ -280,11 +269,11 @@ def _mirror(payment: Payment, dispute: Dispute, snapshot: DisputeSnapshot, actor
     dispute.status, dispute.reason = snapshot.status, snapshot.reason
     dispute.evidence_due_by = snapshot.evidence_due_by
     dispute.funds_withdrawn = snapshot.withdrawn > 0
-    if snapshot.status in _CLOSED_DISPUTES:
+    if snapshot.status in disputes.CLOSED:
         dispute.closed_at = dispute.closed_at or utcnow()
     db.session.flush()
     statuses = db.session.scalars(select(Dispute.status).where(Dispute.payment_id == payment.id))
-    payment.dispute_status = max(map(_dispute_state, statuses), key=_WEIGHTS.index)
+    payment.dispute_status = disputes.gravest(statuses)
     _book_dispute(payment, dispute, snapshot)
 
 
@@ -298,12 +287,6 @@ def _book_dispute(payment: Payment, dispute: Dispute, snapshot: DisputeSnapshot)
     for kind, amount in amounts.items():
         if amount:
             ledger.post(kind, payment, source_type="dispute", source_id=dispute.id, amount=amount)
-
-
-def _dispute_state(status: str) -> DisputeState:
-    if status.startswith("warning_") or status == "prevented":
-        return DisputeState.NONE if status in _CLOSED_DISPUTES else DisputeState.INQUIRY
-    return {"won": DisputeState.WON, "lost": DisputeState.LOST}.get(status, DisputeState.OPEN)
 
 
 def _review(payment: Payment, reason: str, actor: str) -> None:
