@@ -161,6 +161,25 @@ def test_what_was_canceled_does_not_live_again(status):
     assert get(payment).needs_review is False
 
 
+def test_what_is_authorised_waits_for_no_customer_again(caplog):
+    payment = paid(manual=True)
+
+    for old in (WAITING, PaymentStatus.REQUIRES_ACTION):
+        assert apply(payment, old).status is PaymentStatus.REQUIRES_CAPTURE
+    assert get(payment).amount_capturable == 1000
+    assert "stale_snapshot" in [record.message for record in caplog.records]
+
+
+def test_a_capture_may_take_its_time_and_fail():
+    payment = paid(manual=True)
+    set_fault(Fault.TIMEOUT_BEFORE, count=1)
+    capture_payment(payment.id, staff_id=uuid4())
+
+    working = apply(payment, PaymentStatus.PROCESSING)
+    assert (working.status, working.pending_operation) == (PaymentStatus.PROCESSING, Operation.CAPTURE)
+    assert apply(payment, WAITING, failure=Failure("card_declined", None, "No.")).status is WAITING
+
+
 # --- What is taken over -----------------------------------------------------------------------------------------------
 
 
