@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement, and_, or_, select
 from project.config import settings
 from project.database import db, give_back, utcnow
 from project.payments.gateway import current_gateway
-from project.payments.gateway_types import PaymentSnapshot
+from project.payments.gateway_types import OutcomeUnknown, PaymentSnapshot
 from project.payments.models import Dispute, Payment
 from project.payments.snapshots import apply_dispute, apply_payment, apply_refund
 
@@ -42,9 +42,9 @@ def compare(*, since: timedelta, settled: timedelta, dry_run: bool = False) -> C
         elif payment.updated_at < now - settled:
             try:
                 _hold(found, payment, snapshot, dry_run=dry_run)
-            except RuntimeError:
-                logger.exception("not_compared", extra={"payment_id": str(payment.id)})
-                found.left.append(f"Payment {payment.id}: it cannot be what the provider says")
+            except OutcomeUnknown as error:
+                # A refund of ours and one made at the provider collide; once it is known what became of ours, they fit.
+                found.left.append(f"Payment {payment.id}: {error}")
         give_back()
     _compare_disputes(found, since=since, dry_run=dry_run)
     return found
