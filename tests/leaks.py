@@ -6,7 +6,10 @@ import pytest
 
 # Of the factories and of the tests over HTTP, and what all their signing keys end with.
 _PASSWORDS = (
-    "correct horse battery staple|plenty of unrelated words|tulip anvil grape lantern|tests that is long enough"
+    "correct horse battery staple",
+    "plenty of unrelated words",
+    "tulip anvil grape lantern",
+    "tests that is long enough",
 )
 PATTERNS = {
     "an e-mail address": re.compile(r"[\w.+%-]+@[\w-]+\.[\w.-]*\w", re.ASCII),
@@ -14,10 +17,11 @@ PATTERNS = {
     "a webhook secret": re.compile(r"whsec_\w", re.ASCII),
     "a key of the provider": re.compile(r"(?<![A-Za-z0-9])[sr]k_(?:test|live|sandbox)", re.ASCII),
     "a token": re.compile(r"eyJ[\w-]{8,}\.|Bearer [\w-]{8}", re.ASCII),
-    "a password": re.compile(rf"{_PASSWORDS}|\$argon2", re.ASCII),
+    "a password": re.compile("|".join([*_PASSWORDS, r"\$argon2"]), re.ASCII),
 }
 # A cheap look first: without any of these there is nothing to find.
-_SUSPECT = re.compile(rf"@|secret_|whsec_|[sr]k_|eyJ|Bearer |\$argon2|\d{{13}}|\d{{4}}[ -]\d|{_PASSWORDS}", re.ASCII)
+_MARKS = ("@", "_secret_", "whsec_", "k_test", "k_live", "k_sandbox", "eyJ", "Bearer ", "$argon2", *_PASSWORDS)
+_LONG_NUMBER = re.compile(r"\d{13}|\d{4}([ -])\d{4,6}\1\d{4}", re.ASCII)
 # Numbers as they are on cards; what begins or ends within a word, an id, a time or a fraction is none.
 _NUMBER = re.compile(
     r"(?<![\w.:-])(?:[2-6]\d{12,18}|[2-6]\d{3}([ -])\d{4}\1\d{4}\1\d{1,7}|3\d{3}([ -])\d{6}\2\d{5})(?![\w.:-])",
@@ -31,7 +35,7 @@ _TEST_SOURCE = re.compile(
 
 def leaks(text: str) -> list[str]:
     """Name what a log line, or several, must not hold."""
-    if not _SUSPECT.search(text):
+    if not _LONG_NUMBER.search(text) and not any(mark in text for mark in _MARKS):
         return []
     text = _TEST_SOURCE.sub(r"\1", text)
     found = [name for name, pattern in PATTERNS.items() if pattern.search(text)]

@@ -114,8 +114,8 @@ def _print(report: Report, title: str, *, as_json: bool, names: Collection[str] 
 def setup_webhook(replace: bool, as_json: bool) -> None:
     """Let Stripe send its events to PUBLIC_URL; prints the signing secret, once.
 
-    Needs STRIPE_SECRET_KEY and PUBLIC_URL alone. As the server does not start with PAYMENTS_PROVIDER=stripe before it
-    has the secret, run this with PAYMENTS_PROVIDER=sandbox.
+    Needs STRIPE_SECRET_KEY and PUBLIC_URL alone. As nothing starts with PAYMENTS_PROVIDER=stripe before it has the
+    secret, run this with APP_ENV=development and PAYMENTS_PROVIDER=sandbox, on any machine.
     """
     key = settings.payments.setup_key
     if not key:

@@ -78,7 +78,7 @@ def _webhook_secrets(read: Reader) -> list[str]:
     secrets = read.names("STRIPE_WEBHOOK_SECRETS")
     if not secrets or not all(secret.startswith("whsec_") and len(secret) >= MIN_KEY for secret in secrets):
         expected = "the signing secrets of the webhook endpoint (whsec_…), separated by commas"
-        cure = "`flask payments setup-webhook`, run with PAYMENTS_PROVIDER=sandbox, makes one"
+        cure = "`APP_ENV=development PAYMENTS_PROVIDER=sandbox flask payments setup-webhook` makes one"
         raise ConfigError(f"STRIPE_WEBHOOK_SECRETS must be {expected}; {cure}")
     return secrets
 

@@ -541,7 +541,10 @@ def test_a_capture_that_the_provider_still_works_on_waits(gateway):
     payment = authorised()
     working = replace(current_gateway().retrieve_payment(str(payment.provider_ref)), status=PaymentStatus.PROCESSING)
     gateway.answer("capture", working)
-
     waiting = capture(payment)
-
     assert (waiting.status, waiting.pending_operation) == (PaymentStatus.PROCESSING, Operation.CAPTURE)
+
+    gateway.fail("capture", InOtherState("payment_intent_unexpected_state"))
+    gateway.answer("retrieve_payment", working)
+    again = operations.resume_capture(payment.id)
+    assert (again.status, again.pending_operation) == (PaymentStatus.PROCESSING, Operation.CAPTURE)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 from typing import Any, NoReturn
@@ -192,6 +193,27 @@ def test_process_events_tells_which_could_not_be_acted_on(run, in_app):
         "unavailable": 0,
         "discrepancies": [f"WebhookEvent {event_id}: UnknownPayment"],
     }
+
+
+def test_process_events_leaves_a_forged_event_out(run, in_app):
+    def forge() -> Payment:
+        set_fault(Fault.BAD_SIGNATURE, count=2)
+        return pay()
+
+    payment = in_app(forge)
+
+    assert told(run("payments", "process-events", "--json"))["events"] == 0
+    assert in_app(status, payment) is PaymentStatus.REQUIRES_PAYMENT_METHOD
+
+
+def test_process_events_delivers_nothing_of_the_sandbox_to_stripe(run, in_app, app, monkeypatch):
+    in_app(pay)
+    settings = app.extensions["settings"]
+    stripe_payments = replace(settings.payments, provider="stripe")
+    monkeypatch.setitem(app.extensions, "settings", replace(settings, payments=stripe_payments))
+
+    assert told(run("payments", "process-events", "--json"))["events"] == 0
+    assert in_app(lambda: db.session.scalars(select(WebhookEvent)).all()) == []
 
 
 def test_process_events_tries_again_what_failed(run, in_app):

@@ -1,6 +1,7 @@
 """The settings of payments: what Stripe needs before anything starts, and that no message shows a key."""
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -101,8 +102,21 @@ def test_a_key_in_the_wrong_place_is_refused(name, value):
     assert refusal({**TEST, name: value}).startswith(f"{name} ")
 
 
-def test_the_way_to_a_webhook_secret_is_named():
-    assert "flask payments setup-webhook" in refusal({**TEST, "STRIPE_WEBHOOK_SECRETS": ""})
+def test_the_way_to_a_webhook_secret_is_named_and_leads_there_from_production():
+    production = {
+        **LIVE,
+        "APP_ENV": "production",
+        "DATABASE_URL": "postgresql://app@db.example.com/app",
+        "SECRET_KEY": "0123456789abcdefghijklmnopqrstuv",
+        "JWT_SECRET_KEYS": "k1:vutsrqponmlkjihgfedcba9876543210",
+        "STRIPE_WEBHOOK_SECRETS": "",
+    }
+    message = refusal(production)
+    assert "flask payments setup-webhook" in message
+
+    named = dict(re.findall(r"([A-Z_]+)=([a-z]+)", message))
+
+    assert payments(**{**production, **named}).setup_key == LIVE["STRIPE_SECRET_KEY"]
 
 
 @pytest.mark.parametrize(("secret", "publishable"), [(TEST, LIVE), (LIVE, TEST)])

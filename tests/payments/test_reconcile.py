@@ -12,16 +12,18 @@ from uuid import uuid4
 
 import pytest
 from sqlalchemy import func, insert, select, text, update
+from sqlalchemy.exc import OperationalError
 
 from project.config import settings
 from project.database import Base, db, transaction, utcnow
 from project.locks import AlreadyRunning, alone
-from project.payments import gateway, inbox, ledger, operations, reconcile, refunds, service, waiting
+from project.payments import expiry, gateway, inbox, ledger, operations, reconcile, refunds, service, waiting
+from project.payments.comparing import compare
 from project.payments.failures import ProviderUnavailable
 from project.payments.gateway import current_gateway
 from project.payments.gateway_types import Declined, OutcomeUnknown
 from project.payments.journal import EventStatus, WebhookEvent
-from project.payments.models import Operation, Payment, PaymentStatus, Refund, RefundOrigin, RefundStatus
+from project.payments.models import Dispute, Operation, Payment, PaymentStatus, Refund, RefundOrigin, RefundStatus
 from project.payments.reconcile import Report
 from project.payments.sandbox.delivery import deliver_due
 from project.payments.sandbox.faults import Fault, set_fault
@@ -221,7 +223,7 @@ def test_after_a_day_a_refund_that_did_arrive_is_found(session):
     age(Refund, 24 * HOURS)
     age_sandbox(24 * HOURS)
 
-    run()
+    run(since=timedelta(minutes=1))
 
     assert paying.get_refund(refund).status is RefundStatus.SUCCEEDED
     assert count(SandboxRefund) == 1
@@ -309,6 +311,36 @@ def test_many_unknown_outcomes_all_end_known_and_move_the_money_once(session, ti
         run()
 
     assert [paying.booked(payment) for payment in payments] == [{"capture": 1000}] * 10
+
+
+def test_what_has_no_answer_again_waits_for_the_next_run(session):
+    captured, refunded = paying.paid(manual=True), paying.paid()
+    set_fault(Fault.TIMEOUT_BEFORE, count=4)
+    operations.capture_payment(captured.id, staff_id=make_user().id)
+    refund = paying.refund(refunded, 300)
+
+    first = run()
+    assert (first.operations, first.refunds, first.unavailable, first.exit_code) == (0, 0, 2, 2)
+    assert paying.get(captured).pending_operation is Operation.CAPTURE
+
+    second = run()
+    assert (second.operations, second.refunds, second.exit_code) == (1, 1, 0)
+    assert paying.get(captured).status is PaymentStatus.SUCCEEDED
+    assert paying.get_refund(refund).status is RefundStatus.SUCCEEDED
+
+
+def test_a_lost_refund_is_told_from_another_of_the_same_payment(session):
+    payment = paying.paid()
+    set_fault(Fault.TIMEOUT_AFTER, count=1)
+    lost_refund = paying.refund(payment, 300)
+    known = paying.refund(payment, 300)
+    age_sandbox(timedelta())
+
+    run()
+
+    assert paying.get_refund(lost_refund).status is RefundStatus.SUCCEEDED
+    assert paying.get_refund(lost_refund).provider_ref != known.provider_ref
+    assert count(SandboxRefund) == 2
 
 
 # --- less and less haste ----------------------------------------------------------------------------------------------
@@ -525,6 +557,20 @@ def test_a_refund_made_at_the_provider_is_taken_in_and_told_of(session):
     assert run() == Report()
 
 
+def test_a_refund_at_the_provider_that_collides_with_one_of_ours_waits_until_that_is_known(session):
+    payment = paying.paid()
+    set_fault(Fault.TIMEOUT_BEFORE, count=1)
+    ours = paying.refund(payment, 900)
+    sandboxing.give_back(current_gateway().retrieve_payment(str(payment.provider_ref)), 950)
+
+    compared = compare(since=HOURS, settled=NOW)
+    assert compared.left == [f"Payment {payment.id}: more than is left"]
+
+    run()
+    assert paying.get_refund(ours).status is RefundStatus.FAILED
+    assert paying.get(payment).amount_refunded == 950
+
+
 def test_another_amount_is_told_of_and_not_believed(session):
     payment = paying.make_payment()
     paying.pay(payment)
@@ -642,6 +688,29 @@ def test_one_that_fails_strangely_does_not_stop_the_others(session, monkeypatch)
     assert paying.get(second).status is PaymentStatus.SUCCEEDED
 
 
+def test_without_the_database_it_ends(session, monkeypatch):
+    paying.make_payment()
+
+    def fail(*_: Any, **__: Any) -> NoReturn:
+        raise OperationalError("SELECT", {}, ConnectionError())
+
+    monkeypatch.setattr(service, "update_from_provider", fail)
+
+    with pytest.raises(OperationalError):
+        run()
+
+
+def test_a_payment_that_is_not_over_is_not_given_up(session):
+    payment = paying.make_payment()
+    assert expiry.cancel_if_over(payment.id, reason="expired") is None
+
+    age(Payment, 25 * HOURS)
+    paying.pay(payment)
+    paying.sync(payment)
+
+    assert expiry.cancel_if_over(payment.id, reason="expired") is None
+
+
 @pytest.mark.parametrize("other", [{"provider": "stripe"}, {"livemode": True}])
 def test_what_another_provider_or_mode_has_is_left_alone(session, other):
     payment = paying.make_payment()
@@ -650,6 +719,21 @@ def test_what_another_provider_or_mode_has_is_left_alone(session, other):
         session.execute(update(Payment).values(**other))
 
     assert run(since=timedelta(seconds=1), dry_run=True).payments == 0
+
+
+def test_a_dispute_that_another_provider_has_is_not_asked_for(session, run_jobs):
+    payment = paying.paid(method="pm_card_createDispute")
+    paying.advance()
+    run_jobs()
+    with transaction():
+        session.execute(update(Payment).values(provider="stripe"))
+        session.execute(update(Dispute).values(provider_ref="dp_of_stripe"))
+        session.execute(text("DELETE FROM sandbox_disputes"))
+
+    report = run()
+
+    assert report.unavailable == 0
+    assert f"orphan_at_provider: {payment.provider_ref}" in report.discrepancies
 
 
 # --- a dry run --------------------------------------------------------------------------------------------------------

@@ -12,7 +12,8 @@ from sqlalchemy import func, select
 from sqlalchemy.exc import NoResultFound
 
 from project.database import db, transaction, utcnow
-from project.payments import ledger_check, service
+from project.pagination import PageRequest
+from project.payments import disputes, ledger_check, service, timeline
 from project.payments.gateway import current_gateway
 from project.payments.gateway_types import (
     DisputeSnapshot,
@@ -159,6 +160,25 @@ def test_what_was_canceled_does_not_live_again(status):
 
     assert apply(payment, status).status is CANCELED
     assert get(payment).needs_review is False
+
+
+def test_what_is_authorised_waits_for_no_customer_again(caplog):
+    payment = paid(manual=True)
+
+    for old in (WAITING, PaymentStatus.REQUIRES_ACTION):
+        assert apply(payment, old).status is PaymentStatus.REQUIRES_CAPTURE
+    assert get(payment).amount_capturable == 1000
+    assert "stale_snapshot" in [record.message for record in caplog.records]
+
+
+def test_a_capture_may_take_its_time_and_fail():
+    payment = paid(manual=True)
+    set_fault(Fault.TIMEOUT_BEFORE, count=1)
+    capture_payment(payment.id, staff_id=uuid4())
+
+    working = apply(payment, PaymentStatus.PROCESSING)
+    assert (working.status, working.pending_operation) == (PaymentStatus.PROCESSING, Operation.CAPTURE)
+    assert apply(payment, WAITING, failure=Failure("card_declined", None, "No.")).status is WAITING
 
 
 # --- What is taken over -----------------------------------------------------------------------------------------------
@@ -548,6 +568,25 @@ def test_of_many_that_bring_the_same_dispute_one_acts(app):
 
     assert {type(end) for end in ended} == {Dispute}, ended
     assert booked(payment) == {"capture": 1000, "dispute_hold": 1000, "dispute_fee": 1500}
+
+
+def test_disputes_are_listed_for_staff():
+    first, second = paid(), paid()
+    one = apply_dispute(of_dispute(first, "needs_response"), actor="webhook:1")
+    two = apply_dispute(of_dispute(second, "warning_closed"), actor="webhook:1")
+    list_disputes = partial(disputes.list_disputes, caller_id=uuid4(), page=PageRequest())
+
+    assert list(list_disputes()) == [two, one]
+    assert list(list_disputes(payment_id=first.id)) == [one]
+
+
+def test_the_timeline_tells_of_one_payment_the_latest_first():
+    payment, _other = paid(), paid()
+
+    told_of = timeline.list_entries(payment.id, caller_id=uuid4(), page=PageRequest())
+
+    assert [entry.type for entry in told_of] == ["status", "status", "created"]
+    assert {entry.payment_id for entry in told_of} == {payment.id}
 
 
 # --- Snapshots that are late ------------------------------------------------------------------------------------------

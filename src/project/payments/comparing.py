@@ -5,12 +5,12 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from uuid import UUID
 
-from sqlalchemy import or_, select
+from sqlalchemy import ColumnElement, and_, or_, select
 
 from project.config import settings
 from project.database import db, give_back, utcnow
 from project.payments.gateway import current_gateway
-from project.payments.gateway_types import PaymentSnapshot
+from project.payments.gateway_types import OutcomeUnknown, PaymentSnapshot
 from project.payments.models import Dispute, Payment
 from project.payments.snapshots import apply_dispute, apply_payment, apply_refund
 
@@ -42,9 +42,9 @@ def compare(*, since: timedelta, settled: timedelta, dry_run: bool = False) -> C
         elif payment.updated_at < now - settled:
             try:
                 _hold(found, payment, snapshot, dry_run=dry_run)
-            except RuntimeError:
-                logger.exception("not_compared", extra={"payment_id": str(payment.id)})
-                found.left.append(f"Payment {payment.id}: it cannot be what the provider says")
+            except OutcomeUnknown as error:
+                # A refund of ours and one made at the provider collide; once it is known what became of ours, they fit.
+                found.left.append(f"Payment {payment.id}: {error}")
         give_back()
     _compare_disputes(found, since=since, dry_run=dry_run)
     return found
@@ -55,8 +55,9 @@ def _compare_disputes(found: Comparison, *, since: timedelta, dry_run: bool) -> 
     gateway = current_gateway()
     snapshots = {snapshot.ref: snapshot for snapshot in gateway.list_disputes(since=utcnow() - since)}
     open_or_named = or_(Dispute.closed_at.is_(None), Dispute.provider_ref.in_(snapshots))
-    ours = select(Dispute.provider_ref, Dispute.status, Dispute.funds_withdrawn).where(open_or_named)
-    known = {ref: (status, withdrawn) for ref, status, withdrawn in db.session.execute(ours)}
+    rows = select(Dispute.provider_ref, Dispute.status, Dispute.funds_withdrawn).where(open_or_named)
+    rows = rows.join(Payment, Payment.id == Dispute.payment_id).where(_ours())
+    known = {ref: (status, withdrawn) for ref, status, withdrawn in db.session.execute(rows)}
     give_back()
     for ref in known.keys() - snapshots.keys():
         snapshots[ref] = gateway.retrieve_dispute(ref)
@@ -71,8 +72,13 @@ def _compare_disputes(found: Comparison, *, since: timedelta, dry_run: bool) -> 
 
 
 def _find(payment_id: UUID) -> Payment | None:
-    ours = (Payment.id == payment_id, Payment.provider == settings.payments.provider)
-    return db.session.scalar(select(Payment).where(*ours), execution_options={"populate_existing": True})
+    known = select(Payment).where(Payment.id == payment_id, _ours())
+    return db.session.scalar(known, execution_options={"populate_existing": True})
+
+
+def _ours() -> ColumnElement[bool]:
+    """Tell which payments are of the provider and mode that are set now."""
+    return and_(Payment.provider == settings.payments.provider, Payment.livemode == settings.payments.livemode)
 
 
 def _hold(found: Comparison, payment: Payment, snapshot: PaymentSnapshot, *, dry_run: bool) -> None:

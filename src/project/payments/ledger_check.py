@@ -1,14 +1,14 @@
-"""The nine things that are always true of the books; `flask ledger verify` looks whether they are."""
+"""What is always true of the books; `flask ledger verify` looks whether it is."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from typing import TypeVarTuple
 from uuid import UUID
 
 from sqlalchemy import (
     ColumnElement,
     CompoundSelect,
-    ScalarSelect,
     Select,
     String,
     and_,
@@ -21,11 +21,14 @@ from sqlalchemy import (
     select,
     union,
 )
+from sqlalchemy.orm import InstrumentedAttribute
 
 from project.database import db
 from project.payments.journal import LedgerEntry
 from project.payments.ledger import TRANSFERS
 from project.payments.models import Dispute, Payment, PaymentStatus, Refund, RefundStatus
+
+Columns = TypeVarTuple("Columns")
 
 _PENDING = [RefundStatus.PENDING, RefundStatus.REQUIRES_ACTION]
 
@@ -54,24 +57,31 @@ def verify(*, changed_since: datetime | None = None) -> list[Violation]:
 
 
 def _rules(changed_since: datetime | None) -> Iterator[tuple[str, Select[str]]]:
-    payments = _text(Payment.id)
-    entries = _text(LedgerEntry.id).join(Payment, Payment.id == LedgerEntry.payment_id)
-    refunds = _text(Refund.id).join(Payment, Payment.id == Refund.payment_id)
-    disputes = _text(Dispute.id).join(Payment, Payment.id == Dispute.payment_id)
-    if changed_since is not None:
-        recent = Payment.id.in_(_touched(changed_since))
-        payments, entries, refunds, disputes = (each.where(recent) for each in (payments, entries, refunds, disputes))
-    captured = _posted({"capture": 1}, LedgerEntry.payment_id == Payment.id)
-    refunded = _posted({"refund": 1, "refund_reversal": -1}, LedgerEntry.payment_id == Payment.id)
+    def recent(statement: Select[*Columns], payment_id: InstrumentedAttribute[UUID]) -> Select[*Columns]:
+        return statement if changed_since is None else statement.where(payment_id.in_(_touched(changed_since)))
+
+    entries = recent(_text(LedgerEntry.id).join(Payment, Payment.id == LedgerEntry.payment_id), Payment.id)
+    refunds = recent(_text(Refund.id).join(Payment, Payment.id == Refund.payment_id), Payment.id)
+    disputes = recent(_text(Dispute.id), Dispute.payment_id)
+    # Added up once, and not for each payment anew: of many payments that would take too long.
+    booked = recent(_booked(), LedgerEntry.payment_id).subquery()
+    asked = recent(_asked(), Refund.payment_id).subquery()
+    payments = recent(_text(Payment.id), Payment.id)
+    payments = payments.outerjoin(booked, booked.c.payment_id == Payment.id)
+    payments = payments.outerjoin(asked, asked.c.payment_id == Payment.id)
+
     yield "an entry moves a positive amount between the accounts of its kind", entries.where(_is_odd())
     yield "what was posted once is not posted again", _posted_twice(entries)
-    yield "captured is what was posted as captured", payments.where(Payment.amount_captured != captured)
-    yield "refunded is what was posted as refunded", payments.where(Payment.amount_refunded != refunded)
+    captured = _differs(Payment.amount_captured, booked.c.captured)
+    yield "captured is what was posted as captured", payments.where(captured)
+    refunded = _differs(Payment.amount_refunded, booked.c.refunded)
+    yield "refunded is what was posted as refunded", payments.where(refunded)
     yield "refunds never exceed what was captured", payments.where(_exceeds())
-    yield "what is reserved is what pending refunds ask", payments.where(_reserved_otherwise())
+    reserved = _differs(Payment.amount_refund_reserved, asked.c.amount)
+    yield "what is reserved is what pending refunds ask", payments.where(reserved)
     yield "what disputes hold is what was withdrawn and not decided", disputes.where(_held_otherwise())
     yield "what disputes hold is of a dispute", entries.where(_of_no_dispute())
-    yield "a payment that succeeded has one capture and a receipt", payments.where(_without_receipt())
+    yield "a payment that succeeded has one capture and a receipt", payments.where(_without_receipt(booked.c.captures))
     yield "an entry has its payment's currency", entries.where(LedgerEntry.currency != Payment.currency)
     yield "a refund has its payment's currency", refunds.where(Refund.currency != Payment.currency)
     yield "live and test money are never mixed", entries.where(LedgerEntry.livemode != Payment.livemode)
@@ -90,10 +100,30 @@ def _text(column: object) -> Select[str]:
     return select(cast(column, String))
 
 
-def _posted(signs: dict[str, int], *of: ColumnElement[bool]) -> ScalarSelect[int]:
+def _booked() -> Select[UUID, int, int, int]:
+    """Add up what was posted for each payment."""
+    return select(
+        LedgerEntry.payment_id,
+        _sum({"capture": 1}).label("captured"),
+        _sum({"refund": 1, "refund_reversal": -1}).label("refunded"),
+        func.count(case((LedgerEntry.kind == "capture", 1))).label("captures"),
+    ).group_by(LedgerEntry.payment_id)
+
+
+def _asked() -> Select[UUID, int]:
+    """Add up the pending refunds of each payment."""
+    pending = Refund.status.in_(_PENDING)
+    return select(Refund.payment_id, func.sum(Refund.amount).label("amount")).where(pending).group_by(Refund.payment_id)
+
+
+def _sum(signs: dict[str, int]) -> ColumnElement[int]:
     """Return the sum of the entries of these kinds, each with its sign."""
-    signed = case({kind: sign * LedgerEntry.amount for kind, sign in signs.items()}, value=LedgerEntry.kind, else_=0)
-    return select(func.coalesce(func.sum(signed), 0)).where(*of).scalar_subquery()
+    signed = {kind: sign * LedgerEntry.amount for kind, sign in signs.items()}
+    return func.coalesce(func.sum(case(signed, value=LedgerEntry.kind, else_=0)), 0)
+
+
+def _differs(column: InstrumentedAttribute[int], total: ColumnElement[int]) -> ColumnElement[bool]:
+    return column != func.coalesce(total, 0)
 
 
 def _is_odd() -> ColumnElement[bool]:
@@ -125,12 +155,6 @@ def _exceeds() -> ColumnElement[bool]:
     return Payment.amount_refunded + Payment.amount_refund_reserved > Payment.amount_captured
 
 
-def _reserved_otherwise() -> ColumnElement[bool]:
-    pending = (Refund.payment_id == Payment.id, Refund.status.in_(_PENDING))
-    asked = select(func.coalesce(func.sum(Refund.amount), 0)).where(*pending)
-    return Payment.amount_refund_reserved != asked.scalar_subquery()
-
-
 def _held_otherwise() -> ColumnElement[bool]:
     """Tell which disputes do not hold their amount while the money is away, or hold something otherwise."""
     signs = {"dispute_hold": 1, "dispute_won": -1, "dispute_lost": -1}
@@ -140,7 +164,7 @@ def _held_otherwise() -> ColumnElement[bool]:
         LedgerEntry.source_type == "dispute",
         LedgerEntry.source_id == Dispute.id,
     )
-    held = _posted(signs, *of_it)
+    held = select(_sum(signs)).where(*of_it).scalar_subquery()
     is_open = and_(Dispute.funds_withdrawn, Dispute.closed_at.is_(None))
     # A dispute is won before the money is back.
     on_its_way = and_(Dispute.funds_withdrawn, Dispute.status == "won", held == Dispute.amount)
@@ -152,13 +176,9 @@ def _of_no_dispute() -> ColumnElement[bool]:
     return and_(LedgerEntry.source_type == "dispute", ~known)
 
 
-def _without_receipt() -> ColumnElement[bool]:
+def _without_receipt(captures: ColumnElement[int]) -> ColumnElement[bool]:
     """Tell which payments have succeeded without their one capture and a receipt, or have them without."""
-    captures = (
-        select(func.count())
-        .where(LedgerEntry.payment_id == Payment.id, LedgerEntry.kind == "capture")
-        .scalar_subquery()
-    )
+    captures = func.coalesce(captures, 0)
     succeeded = Payment.status == PaymentStatus.SUCCEEDED
     incomplete = or_(captures != 1, Payment.receipt_number.is_(None))
     return or_(and_(succeeded, incomplete), and_(~succeeded, captures != 0))

@@ -37,7 +37,11 @@ CANCELABLE_BY_OWNER = (
     PaymentStatus.PROCESSING,
 )
 CANCELABLE = (*CANCELABLE_BY_OWNER, PaymentStatus.REQUIRES_CAPTURE)
-_DONE = {Operation.CAPTURE: PaymentStatus.SUCCEEDED, Operation.CANCEL: PaymentStatus.CANCELED}
+# Where an operation leads; some methods of payment are captured slowly.
+_REACHED = {
+    Operation.CAPTURE: (PaymentStatus.SUCCEEDED, PaymentStatus.PROCESSING),
+    Operation.CANCEL: (PaymentStatus.CANCELED,),
+}
 
 
 def capture_payment(payment_id: UUID, *, staff_id: UUID, amount: int | None = None) -> Payment:
@@ -106,7 +110,7 @@ def _resume(payment_id: UUID, operation: Operation) -> Payment:
     payment = get_payment(payment_id, reader_id=None)
     if payment.pending_operation is operation:
         return finish_operation(payment, actor="system")
-    if payment.status is not _DONE[operation]:
+    if payment.status not in _REACHED[operation]:
         raise InvalidState()
     return payment
 
@@ -131,7 +135,7 @@ def finish_operation(payment: Payment, *, actor: str) -> Payment:
         _give_up_operation(payment, operation)
         raise refusal(error, too_much=AMOUNT_EXCEEDS_CAPTURABLE) from error
     done = apply_payment(payment.id, snapshot, actor=actor)
-    if refused and done.status is not _DONE[operation]:
+    if refused and done.status not in _REACHED[operation]:
         _give_up_operation(done, operation)
         raise InvalidState()
     return done

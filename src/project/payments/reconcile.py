@@ -6,9 +6,9 @@ of them would ask the provider everything twice.
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from sqlalchemy import exists, select, update
 from sqlalchemy.exc import OperationalError
@@ -59,10 +59,6 @@ class Report:
     def exit_code(self) -> int:
         """What the command ends with: 2 the provider gave no answer, 1 something needs a person, 0 all is well."""
         return 2 if self.unavailable else int(bool(self.discrepancies))
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return it as a script reads it."""
-        return asdict(self)
 
 
 def reconcile(*, since: timedelta = SINCE, settled: timedelta = SETTLED, dry_run: bool = False) -> Report:

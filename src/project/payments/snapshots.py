@@ -13,10 +13,18 @@ from sqlalchemy import or_, select
 
 from project.database import db, insert, transaction, utcnow, uuid7
 from project.jobs import defer
-from project.payments import ledger
+from project.payments import disputes, ledger
 from project.payments.gateway_types import DisputeSnapshot, OutcomeUnknown, PaymentSnapshot, RefundSnapshot
 from project.payments.journal import ReceiptCounter
-from project.payments.models import Dispute, DisputeState, Payment, PaymentStatus, Refund, RefundOrigin, RefundStatus
+from project.payments.models import (
+    Dispute,
+    Operation,
+    Payment,
+    PaymentStatus,
+    Refund,
+    RefundOrigin,
+    RefundStatus,
+)
 from project.payments.receipts import send_receipt
 from project.payments.timeline import note
 
@@ -24,11 +32,8 @@ logger = logging.getLogger(__name__)
 
 # The end of a payment that was not made; its reference is free again.
 DEAD = (PaymentStatus.CANCELED, PaymentStatus.FAILED)
-
-_DECIDED_DISPUTES = {"won", "lost"}
-_CLOSED_DISPUTES = {*_DECIDED_DISPUTES, "warning_closed", "prevented"}
-# Of several disputes the payment shows what matters most.
-_WEIGHTS = [DisputeState.NONE, DisputeState.INQUIRY, DisputeState.WON, DisputeState.LOST, DisputeState.OPEN]
+# What waits for its customer.
+WAITING = (PaymentStatus.REQUIRES_PAYMENT_METHOD, PaymentStatus.REQUIRES_ACTION)
 
 
 def apply_payment(payment_id: UUID, snapshot: PaymentSnapshot, *, actor: str) -> Payment:
@@ -43,7 +48,7 @@ def apply_payment(payment_id: UUID, snapshot: PaymentSnapshot, *, actor: str) ->
             _review(payment, "another_at_provider", actor)
         elif (snapshot.amount, snapshot.currency) != (payment.amount, payment.currency):
             _review(payment, "amount_differs", actor)
-        elif before.final and not _money_arrived(before, snapshot):
+        elif _is_old(payment, snapshot):
             if snapshot.status is not before:
                 logger.warning("stale_snapshot", extra={"payment_id": str(payment_id), "status": snapshot.status})
             payment.synced_at = utcnow()
@@ -60,9 +65,16 @@ def apply_payment(payment_id: UUID, snapshot: PaymentSnapshot, *, actor: str) ->
     return payment
 
 
-def _money_arrived(before: PaymentStatus, snapshot: PaymentSnapshot) -> bool:
-    """Tell whether a payment that we had given up was paid after all."""
-    return before in DEAD and snapshot.status is PaymentStatus.SUCCEEDED
+def _is_old(payment: Payment, snapshot: PaymentSnapshot) -> bool:
+    """Tell whether it was so earlier: what is over stays so, and what is authorised waits for no customer again.
+
+    https://docs.stripe.com/payments/paymentintents/lifecycle: a capture that is under way may take time, or fail.
+    """
+    if payment.status in DEAD:
+        return snapshot.status is not PaymentStatus.SUCCEEDED  # which is money that arrives after all
+    if payment.status is PaymentStatus.REQUIRES_CAPTURE:
+        return snapshot.status in WAITING and payment.pending_operation is not Operation.CAPTURE
+    return payment.status.final
 
 
 def _leave_reference(payment: Payment, actor: str) -> None:
@@ -243,7 +255,7 @@ def apply_dispute(snapshot: DisputeSnapshot, *, actor: str) -> Dispute | None:
                 currency=snapshot.currency,
             )
             db.session.add(dispute)
-        elif dispute.status in _DECIDED_DISPUTES and snapshot.status not in _DECIDED_DISPUTES:
+        elif disputes.is_older(dispute.status, snapshot.status):
             logger.warning("stale_snapshot", extra={"payment_id": str(payment.id), "status": snapshot.status})
             return dispute
         _mirror(payment, dispute, snapshot, actor)
@@ -257,11 +269,11 @@ def _mirror(payment: Payment, dispute: Dispute, snapshot: DisputeSnapshot, actor
     dispute.status, dispute.reason = snapshot.status, snapshot.reason
     dispute.evidence_due_by = snapshot.evidence_due_by
     dispute.funds_withdrawn = snapshot.withdrawn > 0
-    if snapshot.status in _CLOSED_DISPUTES:
+    if snapshot.status in disputes.CLOSED:
         dispute.closed_at = dispute.closed_at or utcnow()
     db.session.flush()
     statuses = db.session.scalars(select(Dispute.status).where(Dispute.payment_id == payment.id))
-    payment.dispute_status = max(map(_dispute_state, statuses), key=_WEIGHTS.index)
+    payment.dispute_status = disputes.gravest(statuses)
     _book_dispute(payment, dispute, snapshot)
 
 
@@ -275,12 +287,6 @@ def _book_dispute(payment: Payment, dispute: Dispute, snapshot: DisputeSnapshot)
     for kind, amount in amounts.items():
         if amount:
             ledger.post(kind, payment, source_type="dispute", source_id=dispute.id, amount=amount)
-
-
-def _dispute_state(status: str) -> DisputeState:
-    if status.startswith("warning_") or status == "prevented":
-        return DisputeState.NONE if status in _CLOSED_DISPUTES else DisputeState.INQUIRY
-    return {"won": DisputeState.WON, "lost": DisputeState.LOST}.get(status, DisputeState.OPEN)
 
 
 def _review(payment: Payment, reason: str, actor: str) -> None:

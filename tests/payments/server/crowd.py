@@ -15,6 +15,8 @@ from tests.files.server.site import SECONDS
 CONNECTIONS = 64
 # The first request with the key is still running; the server has more to do than it can.
 IN_PROGRESS, BUSY = "idempotency_in_progress", "service_unavailable"
+# What a client gets whose server was killed.
+LOST = (OSError, http.client.HTTPException)
 
 Work = TypeVar("Work")
 Result = TypeVar("Result")

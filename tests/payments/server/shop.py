@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import timedelta
 
 from procrastinate import sql
 from sqlalchemy import func, select, text, update
@@ -12,7 +11,6 @@ from sqlalchemy.exc import DBAPIError
 from project import jobs
 from project.database import db, transaction, utcnow
 from project.idempotency_keys import IdempotencyKey, State
-from project.payments import ledger_check, reconcile
 from project.payments.journal import EventStatus, WebhookEvent
 from project.payments.models import Payment, PaymentStatus, Refund, RefundStatus
 from project.payments.sandbox.models import SandboxEvent, SandboxIntent, SandboxRefund
@@ -21,6 +19,7 @@ from project.security import Role
 from tests.conftest import Caller
 from tests.factories import make_user
 from tests.files.server.site import Site
+from tests.http.client import eventually
 from tests.payments import paying
 from tests.servers import AppServer, run_server
 
@@ -69,9 +68,11 @@ class Shop(Site):
                     db.session.connection().exec_driver_sql(sql.queries["retry_job"], again)
 
     def reconcile(self) -> None:
-        """Find out what became of everything that is under way, at once; nothing may be left that cannot be cured."""
-        with self.looking():
-            assert reconcile.reconcile(settled=timedelta()).discrepancies == []
+        """Find out what became of everything that is under way. It is told to come again while the server does so."""
+        eventually(lambda: self._succeeds("payments", "reconcile", "--settled", "0") or None, "all to be reconciled")
+
+    def _succeeds(self, *arguments: str) -> bool:
+        return self.flask(*arguments).exit_code == 0
 
     def settle(self) -> None:
         """Let all that was deferred happen, and check that then nothing is under way and the books are right."""
@@ -85,8 +86,8 @@ class Shop(Site):
 
     def check_books(self) -> None:
         """Check that the ledger is right, that nothing is under way, and that the provider has done what we say."""
+        assert self._succeeds("ledger", "verify")
         with self.looking():
-            assert ledger_check.verify() == []
             assert _ours() == _theirs()
             assert _waiting() == (0, 0, 0, 0)
 

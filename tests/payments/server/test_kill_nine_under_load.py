@@ -3,7 +3,6 @@
 TEST_KILL_ROUNDS is how often, on each database; a round takes about five seconds.
 """
 
-import http.client
 import os
 import signal
 import time
@@ -24,14 +23,13 @@ from project.security import Role
 from tests.conftest import Caller
 from tests.files.server.site import SECONDS
 from tests.payments import paying
-from tests.payments.server.crowd import Answer, Client
+from tests.payments.server.crowd import LOST, Answer, Client
 from tests.payments.server.shop import Shop
 from tests.servers import AppServer
 
 ROUNDS = int(os.environ.get("TEST_KILL_ROUNDS", "3"))
 CLIENTS = 12
 AMOUNT = 1000
-LOST = (OSError, http.client.HTTPException)
 
 
 @dataclass(frozen=True)
