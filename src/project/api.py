@@ -42,9 +42,9 @@ BLUEPRINTS: list[Blueprint] = [
 DESCRIPTION = """Accounts, files and payments behind one REST API.
 
 Success is `{"data": …}`; a list adds `meta`. Every failure is `application/problem+json` with a `code` from
-[/errors](/errors). Sign in at `POST /v1/auth/login`; on this page the token is then used by itself. Amounts are integers
-in the minor unit of their currency, and what moves money needs an `Idempotency-Key`: a repetition with the same key
-happens once.
+[/errors](/errors). Sign in at `POST /v1/auth/login`; on this page the token is then used by itself. Amounts are
+integers in the minor unit of their currency, and what moves money needs an `Idempotency-Key`: a repetition with the
+same key happens once.
 """
 
 

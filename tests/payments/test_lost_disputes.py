@@ -4,11 +4,12 @@ from datetime import timedelta
 
 import pytest
 
+from project.database import utcnow
 from project.payments import ledger_check
 from project.payments.comparing import compare
+from project.payments.models import DisputeState
 from project.payments.sandbox import clock
 from project.payments.sandbox.faults import Fault, set_fault
-from project.payments.snapshots import DisputeState
 from tests.payments.paying import booked, get, paid
 
 DAYS = timedelta(days=2)
@@ -19,7 +20,7 @@ def disputed(session):
     """A payment that was disputed while all webhooks were lost."""
     payment = paid(method="pm_card_createDispute")
     set_fault(Fault.DROP_WEBHOOK, count=1000)
-    clock.happen(until=clock.utcnow() + clock.HOUR)
+    clock.happen(until=utcnow() + clock.HOUR)
     return payment
 
 
@@ -43,7 +44,7 @@ def test_a_trial_run_only_tells(disputed):
 
 def test_the_end_of_an_old_dispute_is_found_too(disputed):
     found()
-    clock.happen(until=clock.utcnow() + timedelta(days=8))
+    clock.happen(until=utcnow() + timedelta(days=8))
     [told] = compare(since=timedelta(), settled=timedelta()).repaired
     assert told.endswith(": lost")
     assert get(disputed).dispute_status is DisputeState.LOST

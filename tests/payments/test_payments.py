@@ -174,11 +174,12 @@ def test_nothing_is_paid_at_a_retired_price():
 
 
 def test_what_the_database_refuses_for_another_reason_is_no_double():
-    make_payment(reference="order-1")
+    user = make_user()
+    make_payment(user)
 
     for reference in (None, "order-1"):
         with pytest.raises(IntegrityError):
-            make_payment(reference=reference, quantity=-1)
+            make_payment(user, reference=reference, quantity=-1)
 
 
 # --- One payment for each reference -----------------------------------------------------------------------------------

@@ -55,7 +55,7 @@ def receive(event: Event, payload: str, *, provider: str) -> None:
     known = known or _find(provider, event)
     if known is not None and not _is_same(known, event, payload):
         # Whoever has the secret sends other news under the name of old ones.
-        logger.error("webhook_event_differs", extra={"event_id": event.id, "event_type": event.type})
+        logger.error("webhook_event_differs", extra={"event_id": event.id, "kind": event.type})
 
 
 def take(raw: bytes, header: str) -> int:

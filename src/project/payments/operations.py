@@ -128,21 +128,21 @@ def finish_operation(payment: Payment, *, actor: str) -> Payment:
     try:
         if payment.provider_ref is None:
             payment = ask_to_create(payment, actor=actor)
-        snapshot, refused = _ask(payment, operation)
+        snapshot = _ask(payment, operation)
     except (OutcomeUnknown, TooManyRequests):
         return payment
     except GatewayError as error:
         _give_up_operation(payment, operation)
         raise refusal(error, too_much=AMOUNT_EXCEEDS_CAPTURABLE) from error
     done = apply_payment(payment.id, snapshot, actor=actor)
-    if refused and done.status not in _REACHED[operation]:
+    if done.status not in _REACHED[operation]:
         _give_up_operation(done, operation)
         raise InvalidState()
     return done
 
 
-def _ask(payment: Payment, operation: Operation) -> tuple[PaymentSnapshot, bool]:
-    """Ask for a capture or a cancellation; return the payment as it is then, and whether its state forbade it."""
+def _ask(payment: Payment, operation: Operation) -> PaymentSnapshot:
+    """Ask for a capture or a cancellation; return the payment as it is then, whether it was done or not."""
     if payment.provider_ref is None:
         raise InOtherState("failed")
     # With the version: the provider tells its refusal again to whoever asks with the same key, but each time that
@@ -152,11 +152,11 @@ def _ask(payment: Payment, operation: Operation) -> tuple[PaymentSnapshot, bool]
     give_back()
     try:
         if operation is Operation.CAPTURE:
-            return gateway.capture(payment.provider_ref, amount=payment.pending_amount, key=key), False
-        return gateway.cancel(payment.provider_ref, key=key), False
+            return gateway.capture(payment.provider_ref, amount=payment.pending_amount, key=key)
+        return gateway.cancel(payment.provider_ref, key=key)
     except InOtherState:
         # Perhaps because it was done: by the provider's staff, or by us, long ago.
-        return gateway.retrieve_payment(payment.provider_ref), True
+        return gateway.retrieve_payment(payment.provider_ref)
 
 
 def _changed(statement: Update, values: dict[str, Any]) -> Payment | None:

@@ -136,7 +136,7 @@ def _each(report: Report, rows: Sequence[Row], settle: Callable[[Row], object], 
 
 
 def _settle(report: Report, row: Row, settle: Callable[[Row], object]) -> bool:
-    subject, fields = f"{type(row).__name__} {row.id}", {"kind": type(row).__name__, "object_id": str(row.id)}
+    subject, fields = f"{type(row).__name__} {row.id}", {"kind": type(row).__name__, "target_id": str(row.id)}
     try:
         settle(row)
     except (InvalidState, PaymentDeclined):

@@ -27,7 +27,7 @@ from tests.payments.server.crowd import LOST, Answer, Client
 from tests.payments.server.shop import Shop
 from tests.servers import AppServer
 
-ROUNDS = int(os.environ.get("TEST_KILL_ROUNDS", "3"))
+ROUNDS = int(os.environ.get("TEST_KILL_ROUNDS", "2"))
 CLIENTS = 12
 AMOUNT = 1000
 
