@@ -2,7 +2,8 @@
 
 nginx, two servers of two processes each, a worker, and, where no URL names another, PostgreSQL, Valkey and an S3. Those
 three live as long as the stack, with all that is in them; secrets, mails and logs stay in DATA_DIR. DATA_DIR/stack.env
-says how to reach everything. HUP rolls the servers: one after the other is taken out of nginx, stopped, started, put back.
+says how to reach everything. HUP rolls the servers: for each in turn a new one is started, nginx is told of it, and the
+old one ends what it has begun and stops.
 """
 
 import os
@@ -86,7 +87,7 @@ class Part:
         self._running.close()
 
     def restart(self) -> None:
-        """Stop it, if it still runs, and start it."""
+        """Start it again after it has ended."""
         self.stop()
         self.start()
 
@@ -134,12 +135,17 @@ class Stack:
         ]
         self.nginx = Part("nginx", command, self.env, self.logs, lambda: listens(self.port))
         self.parts = [*self.servers, worker, self.nginx]
+        backing.callback(self.stop)
         for part in self.parts:
             say(f"starting {part.name}")
-            backing.callback(part.stop)
             part.start()
         wait_for(lambda: answers(self.port), f"http://127.0.0.1:{self.port}/readyz is not 200")
         self._write_pids()
+
+    def stop(self) -> None:
+        """End all of it, nginx first."""
+        for part in reversed(self.parts):
+            part.stop()
 
     def _environment(self, backing: ExitStack) -> dict[str, str]:
         """Return the settings of the servers: what the caller has set, and else the stack's own."""
@@ -209,11 +215,10 @@ class Stack:
         (self.nginx_folder / "listen.conf").write_text(LISTEN.format(**known))
         self._write_upstreams()
 
-    def _write_upstreams(self, *, without: int | None = None) -> None:
-        states = [" down" if port == without else " max_fails=2 fail_timeout=2s" for port in self.ports]
-        lines = [f"    server 127.0.0.1:{port}{state};\n" for port, state in zip(self.ports, states, strict=True)]
+    def _write_upstreams(self) -> None:
+        servers = "".join(f"    server 127.0.0.1:{port} max_fails=2 fail_timeout=2s;\n" for port in self.ports)
         spools = "".join(f"{name}_temp_path {self.nginx_folder}/{name};\n" for name in SPOOLS)
-        text = f"{spools}upstream project {{\n    zone project 64k;\n{''.join(lines)}    keepalive 64;\n}}\n"
+        text = f"{spools}upstream project {{\n    zone project 64k;\n{servers}    keepalive 64;\n}}\n"
         (self.nginx_folder / "upstream.conf").write_text(text)
 
     def supervise(self) -> NoReturn:
@@ -230,14 +235,17 @@ class Stack:
                 self.roll()
 
     def roll(self) -> None:
-        """Restart one server after the other, so that no request meets one that is going."""
-        for port, server in zip(self.ports, self.servers, strict=True):
-            say(f"rolling {server.name}")
-            self._write_upstreams(without=port)
-            self._reload_nginx()
-            server.restart()
+        """Replace one server after the other, so that no request meets one that is going."""
+        for number, old in enumerate(self.servers):
+            say(f"rolling {old.name}")
+            port = free_port()
+            new = self._server(number + 1, port)
+            new.start()
+            self.ports[number], self.servers[number] = port, new
+            self.parts[number] = new
             self._write_upstreams()
             self._reload_nginx()
+            old.stop()
         self._write_pids()
         say("rolled")
 
@@ -298,6 +306,18 @@ def say(text: str) -> None:
     print(f"stack: {text}", flush=True)  # noqa: T201 - a command
 
 
+def check_machine(port: int) -> None:
+    """Look for what no wheel brings.
+
+    Raises:
+        StackError: nginx is not there, or the port is taken.
+    """
+    if NGINX is None:
+        raise StackError("nginx is missing: install it (Debian: apt install nginx-light).")
+    if listens(port):
+        raise StackError(f"PORT {port} is in use; try another.")
+
+
 def main() -> None:
     """Run the stack until TERM or Ctrl-C."""
     folder, port = Path(os.environ.get("DATA_DIR", "instance")).absolute(), int(os.environ.get("PORT", "8000"))
@@ -315,10 +335,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, end)
     signal.signal(signal.SIGHUP, roll)
     try:
-        if NGINX is None:
-            raise StackError("nginx is missing: install it (Debian: apt install nginx-light).")
-        if listens(port):
-            raise StackError(f"PORT {port} is in use; try another.")
+        check_machine(port)
         with ExitStack() as backing:
             stack.start(backing)
             say(f"ready at http://127.0.0.1:{port} · settings in {folder / 'stack.env'} · logs in {stack.logs}")

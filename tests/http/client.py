@@ -234,11 +234,11 @@ def raw_request(
     return "\r\n".join([*lines, "", ""]).encode("latin-1") + body
 
 
-def eventually(look: Callable[[], T | None], what: str) -> T:
+def eventually(look: Callable[[], T | None], what: str, *, seconds: float = SECONDS) -> T:
     """Look again and again until there is something; what other processes do cannot be waited for otherwise."""
-    deadline = time.monotonic() + SECONDS
+    deadline = time.monotonic() + seconds
     while (found := look()) is None:
-        assert time.monotonic() < deadline, f"waited {SECONDS} s for {what}"
+        assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
         time.sleep(0.02)
     return found
 
