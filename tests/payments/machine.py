@@ -332,7 +332,8 @@ class PaymentsMachine(RuleBasedStateMachine):
             self.time.shift(timedelta(hours=1, minutes=1))
             clock.happen()
             self.run_jobs()
-            reconcile.reconcile()
+            # Further back than by itself: what happened to an older payment and was not told is found only so.
+            reconcile.reconcile(since=timedelta(days=365))
         db.session.remove()
         check_against_provider()
         self.seen["settled"] += 1
