@@ -1,4 +1,4 @@
-"""The production topology as clients and operators meet it: nginx, two servers of two processes, and what they share."""
+"""The production topology as clients and operators meet it: nginx, two servers of two processes, and what is shared."""
 
 import os
 import re
