@@ -13,6 +13,8 @@ from sqlalchemy.engine import make_url
 
 from tests.servers import CREDENTIALS, make_bucket, run_postgres, run_s3, run_valkey
 
+pytest_plugins = ["tests.log_watch"]
+
 SERVERS = {
     "postgres": ("TEST_DATABASE_URL", run_postgres),
     "valkey": ("TEST_REDIS_URL", run_valkey),

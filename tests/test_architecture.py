@@ -21,7 +21,7 @@ from tests.conftest import ENV
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "project"
 MODULES = sorted(SOURCE.rglob("*.py"))
-ROUTES = sorted([*SOURCE.glob("*/*routes.py"), *SOURCE.glob("*/webhooks.py")])
+ROUTES = sorted(SOURCE.rglob("*routes.py"))
 VERBS = {"get", "post", "put", "patch", "delete"}
 
 # Operations for everybody. A route that is not here needs a token.
@@ -34,16 +34,22 @@ PUBLIC = {
     "reset_password",
     "confirm_email",
     "get_shared_content",
+    "receive_stripe_webhook",
+    "receive_sandbox_webhook",
+    "list_payment_methods",
+    "confirm_payment_intent",
+    "show_authentication",
+    "authenticate_payment_intent",
 }
 # Operations where signing in is optional: what they show depends on it.
-OPTIONAL = {"get_content", "get_thumbnail"}
+OPTIONAL = {"get_content", "get_thumbnail", "list_prices", "get_price"}
 # From the top: what may be counted before who is known, who is known before what is read.
 ORDER = [
     ("verb", VERBS),
     ("limit", {"limit"}),
     ("who", {"public", "login_optional", "login_required", "role_required", "token_required"}),
     ("idempotency", {"idempotent"}),
-    ("body", {"raw_body"}),
+    ("body", {"raw_body", "signed"}),
     ("arguments", {"arguments"}),
     ("response", {"response"}),
     ("content", {"serves_content"}),
@@ -54,7 +60,10 @@ ORDER = [
 # The loaders themselves, the Link header, and the digest in the address of an asset.
 MAY_READ_INPUT = {"json.py", "blueprint.py", "pagination.py", "pages.py"}
 MAY_READ_ENVIRONMENT = {"config.py", "app.py"}
-NEED_A_REQUEST = {"routes.py", "content_routes.py", "webhooks.py", "tokens.py", "bodies.py", "delivery.py"}
+NEED_A_REQUEST = {
+    *(path.name for path in ROUTES),
+    *("webhooks.py", "tokens.py", "bodies.py", "delivery.py", "exports.py", "page.py", "receipt_page.py"),
+}
 # What every problem has (RFC 9457, with code and request_id of ours).
 MEMBERS = {"type", "title", "status", "detail", "instance", "code", "request_id"}
 ID = "0190f8e2-5a3b-7c4d-8e9f-0a1b2c3d4e5f"
@@ -137,7 +146,7 @@ def test_a_route_is_asked_for_in_the_tests(path, function):
     )
     # Ids are written in many ways, as {user.id}, {uuid4()} or {{id}}; what stands around them is fixed.
     pattern = re.sub(r"<[^>]+>", "@", PREFIX + (prefix or "") + rule)
-    pattern = re.escape(pattern).replace("@", r"[^\s\"'/]+")
+    pattern = re.escape(pattern).replace("@", r"(?:\{[^}]*\}|[^\s\"'/]+)")
     asked = re.compile(rf"{pattern}(?![a-z/-])")
     assert any(asked.search(text) for text in test_sources()), f"no test asks for {rule}"
 
@@ -252,6 +261,10 @@ def test_every_operation_outside_the_public_list_is_401_without_a_token(app, cli
 def test_every_operation_is_limited_the_public_ones_each_by_itself(app):
     for _, _, rule in operations(app):
         marks = app.view_functions[rule.endpoint]._apidoc
+        assert (marks["limit"] == "webhook") == bool(marks.get("signed"))
+        # A client secret or a signature says who is calling, and the provider whom the sandbox stands for has no limit.
+        if marks.get("signed") or "/sandbox/" in rule.rule:
+            continue
         assert marks["limit"] in {"read", "write", "download", "anonymous"}
         assert (marks["limit"] == "download") == bool(marks.get("content"))
         assert (marks["limit"] == "anonymous") == (marks["auth"] == "public" and not marks.get("content"))

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from datetime import timedelta
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -25,6 +26,9 @@ PRODUCTION = {
     "SECRET_KEY": SECRET,
     "JWT_SECRET_KEYS": f"k1:{OTHER_SECRET}",
     "PAYMENTS_PROVIDER": "stripe",
+    "STRIPE_SECRET_KEY": "sk_live_0123456789abcdef",
+    "STRIPE_PUBLISHABLE_KEY": "pk_live_0123456789abcdef",
+    "STRIPE_WEBHOOK_SECRETS": "whsec_0123456789abcdef",
     "WEB_CONCURRENCY": "1",
 }
 
@@ -86,7 +90,10 @@ def test_an_empty_environment_is_a_working_development_environment(tmp_path):
     assert settings.proxy_hops == 0
     assert settings.cors_origins == ["http://localhost:3000", "http://localhost:5173"]
     assert settings.outbox == tmp_path / "instance" / "outbox"
-    assert settings.payments_provider == "sandbox"
+    assert settings.payments.provider == "sandbox"
+    assert settings.payments.currencies == ["USD", "EUR", "GBP", "JPY"]
+    assert settings.payments.expire_after == timedelta(hours=24)
+    assert settings.payments.max_attempts == 10
 
 
 def test_the_port_is_part_of_the_default_address():
@@ -219,6 +226,22 @@ MALFORMED = [
     ("CORS_ORIGINS", "https://Sesame.example.com"),
     ("CORS_ORIGINS", "null"),
     ("PAYMENTS_PROVIDER", "sesame"),
+    ("PAYMENTS_CURRENCIES", "sesame"),
+    ("PAYMENTS_CURRENCIES", ","),
+    ("PAYMENTS_CURRENCIES", "USD sesame"),
+    ("PAYMENTS_CURRENCIES", "USD EUR usd"),
+    ("PAYMENTS_CURRENCIES", "USD XYZ"),  # no currency
+    ("PAYMENTS_CURRENCIES", "USD ISK"),  # Stripe counts it in another unit than ISO 4217
+    ("PAYMENTS_EXPIRE_AFTER", "sesame"),
+    ("PAYMENTS_EXPIRE_AFTER", "24"),
+    ("PAYMENTS_EXPIRE_AFTER", "0 h"),
+    ("PAYMENTS_EXPIRE_AFTER", "-1 h"),
+    ("PAYMENTS_EXPIRE_AFTER", "1.5 h"),
+    ("PAYMENTS_MAX_ATTEMPTS", "sesame"),
+    ("PAYMENTS_MAX_ATTEMPTS", "0"),
+    ("PAYMENTS_MAX_ATTEMPTS", "1001"),
+    ("STRIPE_SECRET_KEY", "sesame"),
+    ("STRIPE_SECRET_KEY", "pk_test_sesame0123456789"),
     ("SECRET_KEY", "sesame"),
     ("SECRET_KEY", "sesame" * 6),
     ("SECRET_KEY", "sesame, a key, change-me: abcdefghijklm"),
@@ -301,6 +324,8 @@ def test_production_starts_with_the_least_that_is_needed():
         ({"WEB_CONCURRENCY": "2"}, "REDIS_URL"),
         ({"PAYMENTS_PROVIDER": ""}, "PAYMENTS_PROVIDER"),
         ({"PAYMENTS_PROVIDER": "sandbox"}, "PAYMENTS_PROVIDER"),
+        ({"PAYMENTS_PROVIDER": "sandbox", "STRIPE_SECRET_KEY": ""}, "PAYMENTS_PROVIDER"),
+        ({"PAYMENTS_PROVIDER": "sandbox", "PAYMENTS_SANDBOX_IN_PRODUCTION": "1"}, "PAYMENTS_PROVIDER"),
         (
             {"PAYMENTS_PROVIDER": "sandbox", "PAYMENTS_SANDBOX_IN_PRODUCTION": "sesame"},
             "PAYMENTS_SANDBOX_IN_PRODUCTION",
@@ -321,7 +346,7 @@ def test_production_refuses_what_is_dangerous_there(changes, named, tmp_path):
     "changes",
     [
         {"DATABASE_URL": "", "ALLOW_SQLITE_IN_PRODUCTION": "1"},
-        {"PAYMENTS_PROVIDER": "sandbox", "PAYMENTS_SANDBOX_IN_PRODUCTION": "1"},
+        {"PAYMENTS_PROVIDER": "sandbox", "PAYMENTS_SANDBOX_IN_PRODUCTION": "1", "STRIPE_SECRET_KEY": ""},
         {"WEB_CONCURRENCY": "2", "REDIS_URL": "redis://cache.example.com:6379/0"},
         {"CORS_ORIGINS": "https://app.example.com,capacitor://localhost"},
         {"SECRET_KEY": "ж" * 8 + "abcdefgh" + "12345678"},
@@ -420,7 +445,7 @@ def read_variables() -> set[str]:
     environments: list[dict[str, str]] = [
         {},
         {**PRODUCTION, "DATABASE_URL": "", "ALLOW_SQLITE_IN_PRODUCTION": "1"},
-        {**PRODUCTION, "PAYMENTS_PROVIDER": "sandbox", "PAYMENTS_SANDBOX_IN_PRODUCTION": "1"},
+        {**PRODUCTION, "PAYMENTS_PROVIDER": "sandbox", "PAYMENTS_SANDBOX_IN_PRODUCTION": "1", "STRIPE_SECRET_KEY": ""},
     ]
     names: set[str] = set()
     for env in environments:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta, timezone
+from functools import partial
 from threading import Barrier
 from typing import Any
 
@@ -311,6 +312,27 @@ def test_readers_do_not_wait_for_a_writer_on_sqlite(session, app):
         session.flush()
         with ThreadPoolExecutor(1) as pool:
             assert pool.submit(in_context, app, committed).result(2) == []
+
+
+@on_sqlite_only
+def test_writers_that_wait_leave_the_connections_to_the_readers_on_sqlite(session, app):
+    connections = session.get_bind().pool.size()
+    started = Barrier(connections + 1)
+
+    def add(number: int) -> None:
+        started.wait()
+        with transaction():
+            db.session.add(new_user(f"{number}@x.com"))
+
+    with ThreadPoolExecutor(connections + 1) as pool:
+        with transaction():
+            session.add(new_user("a@x.com"))
+            writers = [pool.submit(in_context, app, partial(add, number)) for number in range(connections)]
+            started.wait()
+            for _ in range(20):
+                assert pool.submit(in_context, app, committed).result(2) == []
+        for writer in writers:
+            writer.result()
 
 
 # --- connections ------------------------------------------------------------------------------------------------------

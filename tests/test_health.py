@@ -34,6 +34,7 @@ def ready_app(tmp_path: Path) -> Iterator[Flask]:
         observability.init_app(app)
         Migrate().init_app(app, db, directory=str(tmp_path / "migrations"))
         limiter.init_app(app)
+        limiter._storage_dead = False  # it is one object per process, and another test may have taken Redis away
         versions = tmp_path / "migrations" / "versions"
         versions.mkdir(parents=True)
         (versions / "a1.py").write_text("revision = 'a1'\ndown_revision = None\n")

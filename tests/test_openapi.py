@@ -65,7 +65,7 @@ def test_operation_ids_are_camel_case_as_generated_clients_want_them(document):
 
 
 def test_money_and_counts_are_integers_never_floats(document):
-    assert '"number"' not in json.dumps(document["components"]["schemas"])
+    assert '"type": "number"' not in json.dumps(document["components"]["schemas"])
 
 
 # --- only ever more ---------------------------------------------------------------------------------------------------

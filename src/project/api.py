@@ -13,18 +13,38 @@ from project.files.content_routes import blueprint as contents
 from project.files.content_routes import share_blueprint as shares
 from project.files.routes import blueprint as files
 from project.openapi import ProblemOut
+from project.payments import erasure  # noqa: F401 - says what is left of payments when an account is erased
+from project.payments.price_routes import blueprint as prices
+from project.payments.routes import blueprint as payments
+from project.payments.sandbox.routes import blueprint as sandbox
+from project.payments.staff_routes import blueprint as payment_records
+from project.payments.staff_routes import ledger_blueprint as ledger
 from project.users.routes import audit_blueprint as audit
 from project.users.routes import blueprint as users
 
 PREFIX = "/v1"
 VERSION = "0.1.0"
 
-BLUEPRINTS: list[Blueprint] = [auth, users, audit, files, contents, shares]
+BLUEPRINTS: list[Blueprint] = [
+    auth,
+    users,
+    audit,
+    files,
+    contents,
+    shares,
+    prices,
+    payments,
+    payment_records,
+    ledger,
+    sandbox,
+]
 
-DESCRIPTION = """Accounts and files behind one REST API.
+DESCRIPTION = """Accounts, files and payments behind one REST API.
 
 Success is `{"data": …}`; a list adds `meta`. Every failure is `application/problem+json` with a `code` from
-[/errors](/errors). Sign in at `POST /v1/auth/login`; on this page the token is then used by itself.
+[/errors](/errors). Sign in at `POST /v1/auth/login`; on this page the token is then used by itself. Amounts are
+integers in the minor unit of their currency, and what moves money needs an `Idempotency-Key`: a repetition with the
+same key happens once.
 """
 
 
@@ -66,6 +86,9 @@ PARAMETERS = {
     "If-Match": _parameter("If-Match", "Go on only if this is the current version; else 412."),
     "If-None-Match": _parameter("If-None-Match", "The version you have; 304 when it is the current one."),
     "If-Range": _parameter("If-Range", "Send the range only of this version; else the whole."),
+    "Stripe-Signature": _parameter(
+        "Stripe-Signature", "`t=<seconds>,v1=<HMAC-SHA256>` over the raw body.", required=True
+    ),
     "Range": _parameter("Range", "One range of bytes; several, or another unit, give the whole."),
     "Idempotency-Key": _parameter("Idempotency-Key", "A repeated request with the same key runs once.", **KEY),
     "Idempotency-Key-Required": _parameter(

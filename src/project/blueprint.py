@@ -14,7 +14,7 @@ from webargs.flaskparser import FlaskParser
 from werkzeug.routing import UUIDConverter
 
 from project.errors import AppError, Invalid
-from project.json import load_body
+from project.json import has_body, load_body
 from project.marks import mark
 from project.openapi import document_operation, envelope
 from project.pagination import Page, next_link
@@ -46,8 +46,17 @@ class Parser(FlaskParser):
 
     @override
     def load_json(self, req: Request, schema: Schema) -> Any:
-        """Return the strictly parsed body."""
+        """Return the strictly parsed body. A POST of which nothing is required may leave it out."""
+        is_optional = req.method == "POST" and not any(field.required for field in schema.fields.values())
+        if is_optional and not has_body(req):
+            return {}
         return load_body(req)
+
+    @override
+    def load_json_or_form(self, req: Request, schema: Schema) -> Any:
+        """Return the body of a page's form, or else the strictly parsed JSON."""
+        is_form = req.mimetype == "application/x-www-form-urlencoded"
+        return self.load_form(req, schema) if is_form else self.load_json(req, schema)
 
     @override
     def load_querystring(self, req: Request, schema: Schema) -> Any:
@@ -104,6 +113,7 @@ class Blueprint(flask_smorest.Blueprint):
     DEFAULT_LOCATION_CONTENT_TYPE_MAPPING: ClassVar = {
         **flask_smorest.Blueprint.DEFAULT_LOCATION_CONTENT_TYPE_MAPPING,
         "upload": "multipart/form-data",
+        "json_or_form": "application/json",
     }
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -118,12 +128,22 @@ class Blueprint(flask_smorest.Blueprint):
         super().add_url_rule(rule, endpoint, view_func, **options)
 
     def response(
-        self, status_code: int, schema: Any = None, *, location: str | None = None, **kwargs: Any
+        self,
+        status_code: int,
+        schema: Any = None,
+        *,
+        location: str | None = None,
+        unsettled: bool = False,
+        also: str | None = None,
+        redirects: bool = False,
+        **kwargs: Any,
     ) -> Callable[[View], View]:
         """Dump what the view returns into the envelope.
 
         A Page also gives `meta` and the Link header. `location` is a template over the returned object, such as
-        `/v1/users/{0.id}`, for the Location header that every 201 carries.
+        `/v1/users/{0.id}`, for the Location header that every 201 carries. With `unsettled` the view may also
+        answer 202 with the same object, while its outcome is not known. `also` is another media type that the view may
+        answer with, by a Response of its own; with `redirects` that may be a 303.
         """
         dump = super().response(status_code, schema, **kwargs)
 
@@ -143,7 +163,8 @@ class Blueprint(flask_smorest.Blueprint):
                     del result.headers["Content-Type"]
                 return result, status, headers
 
-            return dump(prepared)  # type: ignore[no-any-return]  # flask-smorest is not typed
+            marks = {"unsettled": unsettled, "also": also, "redirects": redirects}
+            return mark(dump(prepared), **marks)  # type: ignore[no-any-return]  # flask-smorest is not typed
 
         return decorate
 

@@ -1,24 +1,23 @@
 """The `flask` commands: parse, call the service that the API calls, print."""
 
 import sys
-from collections.abc import Callable, Iterator
-from functools import wraps
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 import orjson
 from flask import Flask, current_app
-from flask.cli import AppGroup, ScriptInfo, with_appcontext
-from sqlalchemy.exc import DBAPIError
+from flask.cli import AppGroup, ScriptInfo
 
 from project import jobs, seeds, server
 from project.auth import credentials
+from project.commands import reports_errors
 from project.email_addresses import normalize_email
-from project.errors import AppError
 from project.files import sweep
 from project.housekeeping import clean_up
 from project.pagination import PageRequest
+from project.payment_commands import ledger_cli, payments_cli
 from project.security import Role
 from project.users import service as users
 from project.users.models import User
@@ -51,27 +50,6 @@ class EmailType(click.ParamType[str]):
 
 
 EMAIL = EmailType()
-
-
-def reports_errors(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Print an expected failure as one line and exit with 1, as click does for its own."""
-
-    @wraps(command)
-    @with_appcontext
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return command(*args, **kwargs)
-        except AppError as error:
-            details = " ".join(field.detail for field in error.errors)
-            raise click.ClickException(details or error.detail) from error
-        except DBAPIError as error:
-            cause = type(error.orig).__name__
-            question = "Is it running, and did `flask db upgrade` run?"
-            raise click.ClickException(f"The database refused ({cause}). {question}") from error
-        except seeds.SeedRefused as error:
-            raise click.ClickException(str(error)) from error
-
-    return wrapper
 
 
 @users_cli.command("create-admin")
@@ -198,7 +176,7 @@ def worker(info: ScriptInfo) -> None:
 @click.command("housekeeping")
 @reports_errors
 def housekeeping() -> None:
-    """Delete what has expired: sessions, links, idempotency keys, uploads, jobs that were given up."""
+    """Delete what has expired: sessions, links, keys, uploads, what old events said, jobs that were given up."""
     clean_up()
     sweep.end_stale()
     click.echo("Deleted what had expired.")
@@ -229,5 +207,5 @@ def write_openapi(path: Path, check: bool) -> None:
 
 def init_app(app: Flask) -> None:
     """Register the commands."""
-    for command in (users_cli, files_cli, openapi_cli, seed, worker, housekeeping, start):
+    for command in (users_cli, files_cli, payments_cli, ledger_cli, openapi_cli, seed, worker, housekeeping, start):
         app.cli.add_command(command)

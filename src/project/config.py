@@ -1,20 +1,21 @@
 """Settings: read once from the environment, typed, and refused at start with one line that names the variable."""
 
-import importlib.util
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import cast
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 from flask import current_app
 from sqlalchemy.engine import URL, make_url
 from werkzeug.local import LocalProxy
 
 from project.database import engine_options
-from project.environment import ConfigError, Reader, make_directory, split_url
+from project.environment import ConfigError, Reader, make_directory
+from project.file_settings import Files, read_files
+from project.payment_settings import Payments, read_payments
 from project.secret_keys import read_jwt_keys, read_secret_key
 
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
@@ -33,13 +34,6 @@ class Environment(StrEnum):
     PRODUCTION = "production"
 
 
-class Delivery(StrEnum):
-    """Who sends the bytes of a file on local disk: the application, or nginx when told where they are."""
-
-    APP = "app"
-    X_ACCEL = "x-accel"
-
-
 @dataclass(frozen=True)
 class Limits:
     """Rate limits in the notation `count/period`; docs/client-guide.md says what each protects."""
@@ -52,17 +46,8 @@ class Limits:
     login_account: str
     password: str
     mailbox: str
-
-
-@dataclass(frozen=True)
-class Files:
-    """Where files are kept, who sends them, and what may be uploaded; sizes in bytes."""
-
-    storage_url: str
-    delivery: Delivery
-    max_size: int
-    quota: int
-    allowed_types: list[str]
+    webhook: str
+    sync: str
 
 
 @dataclass(frozen=True, repr=False)
@@ -90,7 +75,7 @@ class Settings:
     mail_url: str
     mail_from: str
     files: Files
-    payments_provider: str
+    payments: Payments
 
     @property
     def production(self) -> bool:
@@ -146,8 +131,8 @@ def load_config(env: Mapping[str, str] = os.environ) -> Settings:
         cors_origins=read.origins("CORS_ORIGINS", "http://localhost:3000,http://localhost:5173"),
         mail_url=read.url("MAIL_URL", "file://outbox", "file", "smtp", "smtps", "memory"),
         mail_from=read.text("MAIL_FROM", "Project <no-reply@localhost>"),
-        files=_files(read, data_dir),
-        payments_provider=_payments_provider(read),
+        files=read_files(read, data_dir),
+        payments=read_payments(read),
     )
     _check(read, settings)
     return settings
@@ -157,6 +142,8 @@ def _check(read: Reader, settings: Settings) -> None:
     """Check what concerns several settings, or the machine."""
     if settings.production:
         _refuse_in_production(read, settings)
+    if settings.debug and settings.payments.livemode:
+        raise ConfigError("STRIPE_SECRET_KEY must not be a live key while DEBUG is on")
     if settings.files.storage_url.startswith("file:"):
         folder = Path(unquote(urlsplit(settings.files.storage_url).path))
         # Made anew while its disk is not mounted, it would take uploads that vanish when the disk is back.
@@ -183,37 +170,6 @@ def _database_url(read: Reader, data_dir: Path) -> str:
     return url.set(drivername="sqlite", database=str(Path(url.database).absolute())).render_as_string()
 
 
-def _files(read: Reader, data_dir: Path) -> Files:
-    return Files(
-        storage_url=_storage_url(read, data_dir),
-        delivery=read.parse("FILES_DELIVERY", "app", Delivery, "app or x-accel"),
-        max_size=read.size("FILES_MAX_SIZE", "100 MiB"),
-        quota=read.size("FILES_QUOTA", "1 GiB"),
-        allowed_types=read.types("FILES_ALLOWED_TYPES", "*/*"),
-    )
-
-
-def _storage_url(read: Reader, data_dir: Path) -> str:
-    expected = "file:///absolute/path or s3://bucket/prefix, perhaps with ?endpoint=https://…&region=…"
-    url = read.parse("STORAGE_URL", (data_dir / "files").as_uri(), _storage, expected)
-    if url.startswith("s3:") and importlib.util.find_spec("boto3") is None:
-        raise ConfigError("STORAGE_URL needs boto3 for s3: install requirements/s3.txt")
-    return url
-
-
-def _storage(url: str) -> str:
-    parts = split_url(url)
-    options = dict(parse_qsl(parts.query, keep_blank_values=True))
-    if parts.scheme == "s3":
-        endpoint = split_url(options.get("endpoint", "https://default"))
-        valid = parts.netloc and endpoint.scheme in {"http", "https"} and set(options) <= {"endpoint", "region"}
-    else:
-        valid = parts.scheme == "file" and not parts.netloc and not options and parts.path.startswith("/")
-    if not valid:
-        raise ValueError("no storage")
-    return url
-
-
 def _redis_url(read: Reader) -> str | None:
     if not read.text("REDIS_URL"):
         return None
@@ -230,6 +186,8 @@ def _limits(read: Reader) -> Limits:
         login_account=read.limit("LIMIT_LOGIN_ACCOUNT", "100/hour"),
         password=read.limit("LIMIT_PASSWORD", "5/10 minutes"),
         mailbox=read.limit("LIMIT_MAILBOX", "5/hour"),
+        webhook=read.limit("LIMIT_WEBHOOK", "6000/minute"),
+        sync=read.limit("LIMIT_SYNC", "1/5 seconds"),
     )
 
 
@@ -251,13 +209,6 @@ def _log_level(read: Reader) -> str:
     return level
 
 
-def _payments_provider(read: Reader) -> str:
-    provider = read.text("PAYMENTS_PROVIDER", "sandbox")
-    if provider not in {"sandbox", "stripe"}:
-        raise ConfigError("PAYMENTS_PROVIDER must be sandbox or stripe")
-    return provider
-
-
 def _refuse_in_production(read: Reader, settings: Settings) -> None:
     """Refuse what is convenient on a laptop and dangerous in production."""
     refusals = {
@@ -270,7 +221,10 @@ def _refuse_in_production(read: Reader, settings: Settings) -> None:
         "REDIS_URL is required in production when WEB_CONCURRENCY is over 1": not settings.redis_url
         and settings.web_concurrency > 1,
         "PAYMENTS_PROVIDER must not be sandbox in production, or set PAYMENTS_SANDBOX_IN_PRODUCTION=1": (
-            settings.payments_provider == "sandbox" and not read.flag("PAYMENTS_SANDBOX_IN_PRODUCTION")
+            settings.payments.provider == "sandbox" and not read.flag("PAYMENTS_SANDBOX_IN_PRODUCTION")
+        ),
+        "PAYMENTS_PROVIDER must not be sandbox in production where STRIPE_SECRET_KEY is set": (
+            settings.payments.provider == "sandbox" and bool(read.text("STRIPE_SECRET_KEY"))
         ),
         "SECRET_KEY must differ from every key in JWT_SECRET_KEYS": settings.secret_key in settings.jwt_keys.values(),
     }

@@ -5,6 +5,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from threading import Lock
 from typing import Any
 
 from flask import Flask
@@ -19,7 +20,8 @@ from uuid_utils.compat import uuid7 as _uuid7
 BUSY_TIMEOUT_SECONDS = 5
 CONNECT_TIMEOUT_SECONDS = 2
 STATEMENT_TIMEOUT_SECONDS = 10
-POOL_TIMEOUT_SECONDS = 2
+# Those before us may be waiting for the one that writes: on SQLite all of them, on PostgreSQL those who want its row.
+POOL_TIMEOUT_SECONDS = 5
 
 NAMING_CONVENTION = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -93,6 +95,8 @@ class Record(Base):
     updated_at: Mapped[datetime] = mapped_column(default=utcnow, onupdate=utcnow)
 
 
+_writer = Lock()
+
 # Objects stay readable after a commit: services return them and routes dump them without a second query.
 db = SQLAlchemy(model_class=Base, disable_autonaming=True, session_options={"expire_on_commit": False})
 
@@ -108,8 +112,7 @@ def engine_options(url: str, *, pool_size: int) -> dict[str, Any]:
             "hide_parameters": True,
             "pool_size": pool_size,
             "max_overflow": 0,
-            # Those before us may be waiting for the one that writes.
-            "pool_timeout": BUSY_TIMEOUT_SECONDS,
+            "pool_timeout": POOL_TIMEOUT_SECONDS,
             "connect_args": {"timeout": BUSY_TIMEOUT_SECONDS},
         }
     return {
@@ -179,18 +182,34 @@ def _outermost(session: Session) -> Iterator[None]:
         raise RuntimeError("objects were changed outside transaction()")
     session.commit()  # ends the phase of autocommitted reads; without it the connection's mode could not change
     callbacks: list[Callable[[], None]] = []
-    session.info.update(transaction=True, failed=False, on_commit=callbacks)
-    try:
-        _begin_write()
-        yield
-        _commit(session)
-    except BaseException:
-        session.rollback()
-        raise
-    finally:
-        session.info["transaction"] = False
+    with _turn():
+        session.info.update(transaction=True, failed=False, on_commit=callbacks)
+        try:
+            _begin_write()
+            yield
+            _commit(session)
+        except BaseException:
+            session.rollback()
+            raise
+        finally:
+            session.info["transaction"] = False
     for callback in callbacks:
         callback()
+
+
+@contextmanager
+def _turn() -> Iterator[None]:
+    """Let one thread after the other write to SQLite.
+
+    It would let them wait by itself, but so that each only looks now and then whether it may write: of many, the
+    unlucky would wait until they are refused. Other processes still wait in that way.
+    """
+    ours = db.engine.dialect.name == "sqlite" and _writer.acquire(timeout=BUSY_TIMEOUT_SECONDS)
+    try:
+        yield
+    finally:
+        if ours:
+            _writer.release()
 
 
 def _commit(session: Session) -> None:

@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import SplitResult, urlsplit
@@ -12,6 +13,7 @@ from sqlalchemy.exc import ArgumentError
 
 _TRUE = {"1", "true", "yes", "on"}
 _FALSE = {"0", "false", "no", "off"}
+_SECONDS = {"s": 1, "min": 60, "h": 3600, "d": 86400}
 _UNITS = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 _TYPE = re.compile(r"[a-z0-9.+*-]+/[a-z0-9.+*-]+")
 # In every other scheme, such as those of apps and of files, the host may be missing.
@@ -75,6 +77,10 @@ class Reader:
         """Return a number of bytes, written as it is or with KiB, MiB or GiB."""
         return self.parse(name, default, _size, "a number of bytes such as 100 MiB")
 
+    def duration(self, name: str, default: str) -> timedelta:
+        """Return a span of time, written with s, min, h or d."""
+        return self.parse(name, default, parse_duration, "a span of time such as 24 h")
+
     def types(self, name: str, default: str) -> list[str]:
         """Return a comma-separated list of media types, with `*` as in `image/*`."""
         return self.parse(name, default, _types, "media types such as image/*,application/pdf")
@@ -124,6 +130,18 @@ def _size(text: str) -> int:
     if size >= 1 << 63:
         raise ValueError("more than a database can count")
     return size
+
+
+def parse_duration(text: str) -> timedelta:
+    """Return a span of time, such as 24 h.
+
+    Raises:
+        ValueError: it is none.
+    """
+    match = re.fullmatch(r"([1-9][0-9]{0,8}) ?(s|min|h|d)", text)
+    if match is None:
+        raise ValueError("not a span of time")
+    return timedelta(seconds=int(match[1]) * _SECONDS[match[2]])
 
 
 def _types(text: str) -> list[str]:

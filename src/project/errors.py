@@ -124,6 +124,10 @@ class Forbidden(AppError):
     cure = "Use an account with the role that the documentation names for this operation."
 
 
+class CommandRefused(Exception):
+    """A command cannot do what it was asked to, and its text says why. No request meets it."""
+
+
 class NotFound(AppError):
     """404: no such thing, or not the caller's."""
 

@@ -5,11 +5,13 @@ import json
 import logging
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import wraps
 from http import HTTPStatus
 from typing import Any
 from uuid import UUID
 
+import orjson
 from flask import Response, current_app, request
 from sqlalchemy.exc import SQLAlchemyError
 from werkzeug.exceptions import HTTPException
@@ -26,7 +28,7 @@ from project.idempotency_keys import (
     fail,
     release,
 )
-from project.json import load_body
+from project.json import has_body, load_body
 from project.marks import mark
 from project.security import principal
 
@@ -54,14 +56,25 @@ class IdempotencyKeyInvalid(BadRequest):
     cure = "Send one header with 1 to 255 visible ASCII characters, for example a UUID."
 
 
+@dataclass(frozen=True)
+class Secret:
+    """A member of `data` that is not stored with the answer; a repetition fetches it by the resource's id."""
+
+    member: str
+    fetch: Callable[[UUID], str]
+
+
 def _parsed_body() -> object:
-    """Return the parsed JSON body, so that its spelling makes no difference."""
-    has_body = request.content_type or request.content_length or "Transfer-Encoding" in request.headers
-    return load_body(request) if has_body else None
+    """Return the parsed JSON body, so that its spelling makes no difference; none is as good as an empty one."""
+    return load_body(request) if has_body(request) else {}
 
 
 def idempotent(
-    *, resume: Callable[[UUID], object], required: bool = False, sent: Callable[[], object] = _parsed_body
+    *,
+    resume: Callable[[UUID], object],
+    required: bool = False,
+    sent: Callable[[], object] = _parsed_body,
+    secret: Secret | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Run the route once for each key of a user. Stands below the role and above `arguments`.
 
@@ -70,11 +83,11 @@ def idempotent(
     or died before the answer was stored: then it is what `resume(resource_id)` returned, and the route
     answers with it as if it were new: `return resumed or service.create(...)`.
 
-    `sent` returns what, beside method and path, makes two requests the same, as far as JSON can carry it.
+    `required` is for what moves money. A 202 then means that the outcome is unknown: it is not stored, and a
+    repetition resumes. `sent` returns what, beside method and path, makes two requests the same, as far as JSON can
+    carry it.
     """
-    errors: list[type[AppError]] = [IdempotencyKeyInvalid, IdempotencyInProgress, IdempotencyKeyReused]
-    if required:
-        errors.append(IdempotencyKeyRequired)
+    refusals = [*_REFUSALS, IdempotencyKeyRequired] if required else _REFUSALS
 
     def decorate(view: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(view)
@@ -84,12 +97,20 @@ def idempotent(
                 return view(*args, resumed=None, **kwargs)
             claimed = claim(user_id=principal().id, key=key, **_identity(sent()))
             if isinstance(claimed, Answer):
-                return _replay(claimed)
-            return _execute(claimed, view, resume, args, kwargs)
+                return _replay(claimed, secret)
+            response = _execute(claimed, view, resume, args, kwargs)
+            if required and response.status_code == HTTPStatus.ACCEPTED:
+                fail(claimed)
+            else:
+                _store(claimed, response, secret)
+            return response
 
-        return mark(wrapper, idempotent="required" if required else "accepted", idempotency_errors=errors)
+        return mark(wrapper, idempotent="required" if required else "accepted", idempotency_errors=refusals)
 
     return decorate
+
+
+_REFUSALS: list[type[AppError]] = [IdempotencyKeyInvalid, IdempotencyInProgress, IdempotencyKeyReused]
 
 
 def _key(*, required: bool) -> str | None:
@@ -129,7 +150,6 @@ def _execute(
         if status not in _KEPT_REFUSALS and release(claimed):
             raise
         response = current_app.make_response(current_app.handle_user_exception(error))
-    _store(claimed, response)
     return response
 
 
@@ -140,16 +160,28 @@ def _status(error: Exception) -> int:
     return code or HTTPStatus.INTERNAL_SERVER_ERROR
 
 
-def _store(claimed: Claim, response: Response) -> None:
+def _store(claimed: Claim, response: Response, secret: Secret | None) -> None:
     headers = {name: response.headers[name] for name in _KEPT_HEADERS if name in response.headers}
+    body = response.get_data()
+    if secret is not None and response.status_code == HTTPStatus.CREATED:
+        body = _with_member(body, secret.member, None)
     try:
-        complete(claimed, Answer(response.status_code, headers, response.get_data()))
+        complete(claimed, Answer(response.status_code, headers, body))
     except SQLAlchemyError as error:
         # The effect is committed and the answer is true: an error now would be a lie. A repetition resumes.
         logger.warning("idempotent_answer_not_stored", extra={"error": type(error).__name__})
 
 
-def _replay(answer: Answer) -> Response:
-    response = Response(answer.body, status=answer.status, headers=answer.headers)
+def _with_member(body: bytes, name: str, value: str | None) -> bytes:
+    parsed = orjson.loads(body)
+    parsed["data"][name] = value
+    return orjson.dumps(parsed)
+
+
+def _replay(answer: Answer, secret: Secret | None) -> Response:
+    body = answer.body
+    if secret is not None and answer.status == HTTPStatus.CREATED and answer.resource_id is not None:
+        body = _with_member(body, secret.member, secret.fetch(answer.resource_id))
+    response = Response(body, status=answer.status, headers=answer.headers)
     response.headers["Idempotent-Replayed"] = "true"
     return response

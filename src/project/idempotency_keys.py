@@ -108,6 +108,7 @@ class Answer:
     status: int
     headers: dict[str, str]
     body: bytes
+    resource_id: UUID | None = None
 
 
 _executing: ContextVar[Claim | None] = ContextVar("executing", default=None)
@@ -140,7 +141,7 @@ def claim(*, user_id: UUID, key: str, method: str, path: str, fingerprint: str) 
     if found.fingerprint != fingerprint:
         raise IdempotencyKeyReused()
     if found.state is State.COMPLETED:
-        return Answer(found.response_status, found.response_headers, found.response_body)
+        return Answer(found.response_status, found.response_headers, found.response_body, found.resource_id)
     return _take_over(user_id, key, found)
 
 

@@ -81,8 +81,10 @@ def _name(function: Callable[..., None]) -> str:
     return f"{function.__module__.removeprefix('project.')}.{function.__name__}"
 
 
-def defer(function: Callable[..., None], **arguments: Any) -> None:
+def defer(function: Callable[..., None], *, run_at: datetime | None = None, **arguments: Any) -> None:
     """Add a job that calls `function` with these arguments: it exists if and only if the transaction commits.
+
+    It runs at once, or at `run_at`.
 
     Raises:
         RuntimeError: outside `transaction()`.
@@ -93,7 +95,7 @@ def defer(function: Callable[..., None], **arguments: Any) -> None:
         raise RuntimeError("defer() belongs inside transaction()")
     inspect.signature(function).bind(**arguments)
     values = {name: str(value) if isinstance(value, UUID) else value for name, value in arguments.items()}
-    current_queue().add(TASKS[_name(function)].name, json.dumps(values, allow_nan=False))
+    current_queue().add(TASKS[_name(function)].name, json.dumps(values, allow_nan=False), run_at=run_at)
     on_commit(worker.wake)
 
 
@@ -199,6 +201,8 @@ def run_worker(app: Flask) -> None:
     if not local:
         worker.run_procrastinate(app, crons=_crons(), tasks=TASKS, run=lambda job: _execute(app, job))
         return
+    # The jobs that post webhooks are requests as well, and those are not to start a thread of their own.
+    app.extensions["jobs"] = os.getpid()
     stop = Event()
     thread = _local_thread(app, stop)
     # Waited for rather than handled: a handler runs anywhere, also where it must not touch an event.

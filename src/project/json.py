@@ -116,9 +116,13 @@ def load_body(request: Request) -> Any:
     return g.json_body
 
 
+def has_body(request: Request) -> bool:
+    """Tell whether a request has a body, or says of what type it would be."""
+    return bool(request.content_type or request.content_length) or "Transfer-Encoding" in request.headers
+
+
 def _require_json(request: Request) -> None:
-    has_body = bool(request.content_length) or "Transfer-Encoding" in request.headers
-    if not request.content_type and not has_body:
+    if not has_body(request):
         raise InvalidJson("A JSON body is required.")
     charset = request.mimetype_params.get("charset", "utf-8").lower()
     if request.mimetype != "application/json" or charset not in {"utf-8", "utf8"}:

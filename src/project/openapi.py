@@ -31,6 +31,7 @@ _JSON_ERRORS = (InvalidJson, *_BODY_ERRORS)
 _BODY_CODES = (REQUIRED, TYPE, FORMAT, UNKNOWN)
 _BYTES = {"type": "string", "format": "binary"}
 _BYTES_EXAMPLE = "(the bytes of the file)"
+_OTHER_EXAMPLE = "(the same in this type)"
 _envelopes: dict[Any, type[Schema]] = {}
 
 
@@ -164,20 +165,33 @@ def document_operation(doc: dict[str, Any], marks: dict[str, Any], **context: An
     if marks.get("raw_body"):
         doc["requestBody"] = {"required": True, "content": {"*/*": {"schema": _BYTES, "example": _BYTES_EXAMPLE}}}
     elif "requestBody" in doc:
-        _add_request_example(doc["requestBody"])
+        _add_request_example(doc["requestBody"], method=context["method"])
         field_codes = (*_BODY_CODES, *field_codes)
     # flask-smorest refers to its own description of a 422; ours comes below.
     doc["responses"] = {status: found for status, found in doc["responses"].items() if isinstance(found, dict)}
+    if marks.get("unsettled"):
+        [settled] = doc["responses"].values()
+        doc["responses"][HTTPStatus.ACCEPTED] = {**settled, "description": "The outcome is not known yet"}
     for status, response in doc["responses"].items():
         _add_success_headers(response, marks, int(status))
     if marks.get("content"):
         _add_content_responses(doc["responses"])
+    _add_other_answers(doc["responses"], marks)
     if marks.get("versioned") and context["method"] == "get":
         doc["responses"]["304"] = {"description": "Not modified", "headers": _refs("ETag", "X-Request-ID")}
     doc.setdefault("parameters", [])
     doc["responses"].update(_problem_responses(_errors_of(doc, marks, context["method"]), field_codes))
     doc["parameters"] += _header_parameters(marks, context["method"])
     return doc
+
+
+def _add_other_answers(responses: dict[str, Any], marks: dict[str, Any]) -> None:
+    """Add what a view may answer with instead: another media type, or an address to go on at."""
+    if marks.get("also"):
+        [only] = responses.values()
+        only["content"][marks["also"]] = {"schema": {"type": "string"}, "example": _OTHER_EXAMPLE}
+    if marks.get("redirects"):
+        responses["303"] = {"description": "It goes on elsewhere", "headers": _refs("Location", "X-Request-ID")}
 
 
 def _add_content_responses(responses: dict[str, Any]) -> None:
@@ -201,9 +215,11 @@ def _security(auth: str) -> list[dict[str, list[str]]]:
     return [{kind: []} for kind in ("access", "refresh") if kind in auth] or [{"access": []}]
 
 
-def _add_request_example(body: dict[str, Any]) -> None:
+def _add_request_example(body: dict[str, Any], *, method: str) -> None:
     for content in body["content"].values():
-        content.setdefault("example", _example(_instance(content["schema"])))
+        schema = _instance(content["schema"])
+        content.setdefault("example", _example(schema))
+        body["required"] = method != "post" or any(field.required for field in schema.fields.values())
 
 
 def _refs(*names: str) -> dict[str, Any]:
@@ -230,7 +246,8 @@ def _header_parameters(marks: dict[str, Any], method: str) -> list[str]:
     names = ["If-None-Match", "If-Match"] if marks.get("versioned") and method == "get" else []
     names += ["If-Match"] if marks.get("if_match") else []
     names += ["Range", "If-Range", "If-None-Match", "If-Match"] if marks.get("content") else []
-    names += ["Content-Digest"] if marks.get("raw_body") else []
+    names += ["Content-Digest"] if marks.get("raw_body") and not marks.get("signed") else []
+    names += ["Stripe-Signature"] if marks.get("signed") else []
     names += ["Idempotency-Key"] if marks.get("idempotent") == "accepted" else []
     names += ["Idempotency-Key-Required"] if marks.get("idempotent") == "required" else []
     return names

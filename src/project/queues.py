@@ -73,9 +73,10 @@ local_jobs = Table(
 class LocalQueue:
     """The jobs of an SQLite database, run by threads of the processes that use it."""
 
-    def add(self, task: str, arguments: str) -> None:
+    def add(self, task: str, arguments: str, *, run_at: datetime | None = None) -> None:
         """Add a job in the caller's transaction; `arguments` is JSON."""
-        db.session.execute(insert(local_jobs).values(task=task, arguments=arguments, run_at=utcnow(), attempts=0))
+        row = insert(local_jobs).values(task=task, arguments=arguments, run_at=run_at or utcnow(), attempts=0)
+        db.session.execute(row)
 
     def claim(self) -> Job | None:
         """Take the job that has been due the longest, if there is one, and lock it."""
@@ -169,11 +170,11 @@ class ProcrastinateQueue:
     def __init__(self) -> None:
         self._worker: int | None = None
 
-    def add(self, task: str, arguments: str) -> None:
+    def add(self, task: str, arguments: str, *, run_at: datetime | None = None) -> None:
         """Add a job in the caller's transaction; `arguments` is JSON."""
-        job = "ROW('default', :task, 0, NULL, NULL, CAST(:arguments AS jsonb), NULL)"
+        job = "ROW('default', :task, 0, NULL, NULL, CAST(:arguments AS jsonb), CAST(:run_at AS timestamptz))"
         statement = f"SELECT procrastinate_defer_jobs_v1(ARRAY[{job}::procrastinate_job_to_defer_v1])"
-        db.session.execute(text(statement), {"task": task, "arguments": arguments})
+        db.session.execute(text(statement), {"task": task, "arguments": arguments, "run_at": run_at})
 
     def claim(self) -> Job | None:
         """Take the first job that is due, if there is one."""

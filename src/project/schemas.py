@@ -16,7 +16,6 @@ from project.email_addresses import normalize_email
 from project.errors import FieldError, field_code
 
 MAX_INT64 = 2**63 - 1
-MAX_METADATA_BYTES = 4096
 
 REQUIRED = field_code("required", "This field is required.", "Send the field.")
 NULL = field_code("null_not_allowed", "This field may not be null.", "Send a value or leave the field out.")
@@ -265,10 +264,11 @@ class Email(String):
 class Metadata(fields.Field[dict[str, str]]):
     """Data of the client's own about an object: a flat JSON object of texts, at most 4 KiB of JSON."""
 
+    max_bytes = 4096
     default_error_messages = {  # noqa: RUF012 - marshmallow merges this attribute of the classes
         "invalid": "This must be an object whose values are texts.",
         "characters": "This has characters that are not allowed.",
-        "length": "This is longer than 4 KiB.",
+        "length": "This has too many or too long texts.",
     }
 
     def __init__(self, **options: Any) -> None:
@@ -285,7 +285,7 @@ class Metadata(fields.Field[dict[str, str]]):
             raise self.make_error("characters") from error
         if any("\0" in text for pair in value.items() for text in pair):
             raise self.make_error("characters")
-        if size > MAX_METADATA_BYTES:
+        if size > self.max_bytes:
             raise self.make_error("length")
         return value
 

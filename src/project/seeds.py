@@ -1,18 +1,30 @@
 """Demo data for development: made once, through the same services as everything else."""
 
 import secrets
+from collections.abc import Callable
+from contextlib import suppress
 from io import BytesIO
+from typing import Any
+from uuid import UUID
 
 from PIL import Image, ImageDraw
+from sqlalchemy import exists, select
 
 from project.auth.passwords import hash_password
 from project.config import settings
-from project.database import transaction
+from project.database import db, transaction
+from project.errors import CommandRefused
 from project.files import service as files
 from project.files.models import UploadMethod
 from project.files.uploads import Description, upload_raw
-from project.security import Role
+from project.payments import inbox, operations, prices, reconcile, refunds
+from project.payments import service as payments
+from project.payments.gateway_types import Declined
+from project.payments.models import CaptureMethod, Payment, Price, RefundReason
+from project.payments.sandbox import browser, delivery
+from project.security import Principal, Role
 from project.users import service as users
+from project.users.models import User
 
 DEMO_ACCOUNTS = {
     "demo@example.com": ("Demo User", Role.USER),
@@ -22,12 +34,15 @@ DEMO_ACCOUNTS = {
 
 
 DEMO_OWNER = "demo@example.com"
+DEMO_STAFF = "staff@example.com"
 PURPOSE = "demo"
 # Red, green and blue of a brightness from 0 (the top) to 255 (the horizon).
+LESSON = {"name": "Piano lesson", "description": "One hour with a teacher.", "unit_amount": 4500}
+DONATION = {"name": "Donation", "description": "As much as you like.", "min_amount": 500, "max_amount": 100_000}
 SKY = (lambda y: 40 + y * 0.82, lambda y: 60 + y * 0.45, lambda y: 140 - y * 0.35)
 
 
-class SeedRefused(Exception):
+class SeedRefused(CommandRefused):
     """Demo accounts have no place in production."""
 
 
@@ -41,6 +56,9 @@ def seed() -> str | None:
         raise SeedRefused("Demo data is not for production; use `flask users create-admin`.")
     password = _seed_accounts()
     _seed_picture()
+    lesson, donation = _seed_price(**LESSON), _seed_price(**DONATION)
+    if settings.payments.provider == "sandbox":
+        _seed_payments(lesson, donation)
     return password
 
 
@@ -73,3 +91,70 @@ def _sunset() -> bytes:
     painted = BytesIO()
     sky.save(painted, "PNG")
     return painted.getvalue()
+
+
+def _seed_price(**values: Any) -> Price:
+    """Return the price of this name; the first of the currencies is the one it is in when it is made."""
+    known = db.session.scalars(select(Price).where(Price.name == values["name"]).limit(1)).first()
+    return known or prices.create_price(actor_id=None, currency=settings.payments.currencies[0], **values)
+
+
+def _seed_payments(lesson: Price, donation: Price) -> None:
+    """Give the demo user a payment in each state that a client has to show; one that is there stays as it is."""
+    owner, staff = users.find_by_email(DEMO_OWNER), users.find_by_email(DEMO_STAFF)
+    if owner is None or staff is None:
+        return
+    _seed_payment(owner, "demo-paid", lesson, pays_with="pm_card_visa", quantity=2)
+    _seed_payment(
+        owner,
+        "demo-refunded",
+        donation,
+        pays_with="pm_card_mastercard",
+        then=lambda payment_id: _refund(payment_id, staff),
+        amount=5000,
+    )
+    _seed_payment(owner, "demo-declined", lesson, pays_with="pm_card_visa_chargeDeclinedInsufficientFunds")
+    _seed_payment(owner, "demo-authorized", lesson, pays_with="pm_card_amex", capture_method=CaptureMethod.MANUAL)
+    _seed_payment(owner, "demo-canceled", lesson, then=lambda payment_id: _cancel(payment_id, owner))
+
+
+def _seed_payment(
+    owner: User,
+    reference: str,
+    price: Price,
+    *,
+    pays_with: str | None = None,
+    then: Callable[[UUID], object] | None = None,
+    **values: Any,
+) -> None:
+    """Make a payment and let happen what its customer and we do with it."""
+    known = exists().where(Payment.user_id == owner.id, Payment.reference == reference)
+    if db.session.scalar(select(known)):
+        return
+    made = payments.create_payment(user_id=owner.id, price_id=price.id, reference=reference, **values)
+    if pays_with is not None:
+        _pay(made, pays_with)
+    if then is not None:
+        then(made.id)
+        _hear()
+
+
+def _pay(payment: Payment, method: str) -> None:
+    with suppress(Declined):  # as some are to be
+        browser.confirm(str(payment.provider_ref), client_secret=str(payment.client_secret), payment_method=method)
+    _hear()
+
+
+def _hear() -> None:
+    """Take the webhooks at once, and act on them: nobody runs jobs here."""
+    delivery.deliver_due(inbox.take)
+    reconcile.process_events()
+
+
+def _refund(payment_id: UUID, staff: User) -> None:
+    reason = RefundReason.REQUESTED_BY_CUSTOMER
+    refunds.create_refund(payment_id, staff_id=staff.id, amount=2000, reason=reason, note="A part was enough.")
+
+
+def _cancel(payment_id: UUID, owner: User) -> None:
+    operations.cancel_payment(payment_id, caller=Principal(owner, owner.id), reason="Changed my mind.")

@@ -53,6 +53,8 @@ SETTINGS = {
     "LIMIT_LOGIN_ACCOUNT": PLENTY,
     "LIMIT_PASSWORD": PLENTY,
     "LIMIT_MAILBOX": PLENTY,
+    "LIMIT_WEBHOOK": PLENTY,
+    "LIMIT_SYNC": PLENTY,
 }
 Start = Callable[..., Api]
 ADMIN_EMAIL = "canary-admin@example.com"

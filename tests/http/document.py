@@ -1,15 +1,19 @@
 """Reads the OpenAPI document, so that tests cover operations that did not exist when they were written."""
 
 import copy
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
+from uuid import uuid4
 
-import requests
+from requests import Response
 
 from tests.http.client import Account, Api
 
+KEY_REQUIRED = "#/components/parameters/Idempotency-Key-Required"
+MISSING = "0190f8e2-5a3b-7c4d-8e9f-0a1b2c3d4e5f"
 METHODS = {"get", "put", "post", "patch", "delete"}
 
 
@@ -18,7 +22,7 @@ class Operation:
     """One operation of the document.
 
     `optional` is true of one that can do without its token. `content_type` is that of its body, "" without one;
-    `example` and `properties` are those of a JSON body.
+    `example` and `properties` are those of a JSON body. `needs_key` is true of one that moves money.
     """
 
     id: str
@@ -30,6 +34,7 @@ class Operation:
     content_type: str
     example: dict[str, Any]
     properties: dict[str, dict[str, Any]]
+    needs_key: bool
 
     @property
     def name(self) -> str:
@@ -59,6 +64,7 @@ def _operations(document: dict[str, Any]) -> Iterator[Operation]:
                 content_type=next(iter(bodies), ""),
                 example=copy.deepcopy(content.get("example", {})),
                 properties=_resolve(document, content.get("schema", {})).get("properties", {}),
+                needs_key={"$ref": KEY_REQUIRED} in described["parameters"],
             )
 
 
@@ -66,6 +72,17 @@ def _resolve(document: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]
     while "$ref" in schema:
         schema = document["components"]["schemas"][schema["$ref"].rsplit("/", 1)[-1]]
     return schema
+
+
+def good_request(operation: Operation) -> dict[str, Any]:
+    """The body that the document has as an example, and a new key where one is needed, as `requests` takes them."""
+    found = good_body(operation)
+    return {**found, "headers": {**found.get("headers", {}), **new_key(operation)}}
+
+
+def new_key(operation: Operation) -> dict[str, str]:
+    """The Idempotency-Key of an operation that needs one."""
+    return {"Idempotency-Key": str(uuid4())} if operation.needs_key else {}
 
 
 def good_body(operation: Operation) -> dict[str, Any]:
@@ -90,9 +107,28 @@ def file_of(caller: Account) -> str:
     return str(response.json()["data"]["id"])
 
 
-def send(caller: Account, operation: Operation, **kwargs: Any) -> requests.Response:
-    """Try an operation as somebody, on their own account or file where it is about one."""
-    path = operation.path.replace("{user_id}", caller.id)
-    path = path.replace("{file_id}", file_of(caller)) if "{file_id}" in path else path
-    assert "{" not in path, f"say here which object {operation.name} is tried on"
-    return caller.api.request(operation.method, path, **kwargs)
+@cache
+def price_of(caller: Account) -> str:
+    """The id of a price that an administrator has made."""
+    response = caller.api.post("/v1/prices", json={"name": "Lesson", "currency": "EUR", "unit_amount": 1250})
+    assert response.status_code == 201, response.text
+    return str(response.json()["data"]["id"])
+
+
+# Which object of a caller an operation is tried on.
+OBJECTS: dict[str, Callable[[Account], str]] = {
+    "{user_id}": lambda caller: caller.id,
+    "{file_id}": file_of,
+    "{price_id}": price_of,
+    # Most refusals come before anybody looks for it.
+    "{payment_id}": lambda _: MISSING,
+    "{ref}": lambda _: "pi_sbx_missing",
+}
+
+
+def send(caller: Account, operation: Operation, *, headers: Mapping[str, Any] | None = None, **kwargs: Any) -> Response:
+    """Try an operation as somebody, on their own account or things where it is about one."""
+    path = operation.path
+    for name in re.findall("{[^}]*}", path):
+        path = path.replace(name, OBJECTS[name](caller))
+    return caller.api.request(operation.method, path, headers={**new_key(operation), **(headers or {})}, **kwargs)

@@ -13,8 +13,9 @@ import pytest
 from requests import Response
 
 from tests.files.samples import picture
-from tests.http.client import PASSWORD, Account, Api, log_in, new_address
-from tests.http.document import Operation, good_body, read_operations
+from tests.http.client import PASSWORD, Account, Api, eventually, log_in, new_address
+from tests.http.document import Operation, good_request, new_key, price_of, read_operations
+from tests.http.payments import make_payment, pay
 from tests.http.tokens import claims_of
 
 # anonymous, deactivated, user, staff, admin
@@ -123,9 +124,70 @@ TABLE: dict[tuple[str, str], Row] = {
     ("getSharedContent", "own"): everybody(200),
     ("getSharedContent", "other"): everybody(200),
     ("getSharedContent", "missing"): everybody(404),
+    ("listPrices", "-"): (200, 401, 200, 200, 200),
+    ("createPrice", "-"): admins(201),
+    # Everybody's prices are one list, so all are one's own.
+    ("getPrice", "own"): (200, 401, 200, 200, 200),
+    ("getPrice", "other"): (200, 401, 200, 200, 200),
+    ("getPrice", "missing"): (404, 401, 404, 404, 404),
+    ("updatePrice", "own"): admins(200),
+    ("updatePrice", "other"): admins(200),
+    ("updatePrice", "missing"): admins(404),
+    ("getPaymentsConfig", "-"): signed_in(200),
+    ("createPayment", "-"): signed_in(201),
+    ("listPayments", "-"): signed_in(200),
+    ("getPayment", "own"): signed_in(200),
+    ("getPayment", "other"): (401, 401, 404, 200, 200),
+    ("getPayment", "missing"): signed_in(404),
+    ("getClientSecret", "own"): signed_in(200),
+    ("getClientSecret", "other"): signed_in(404),
+    ("getClientSecret", "missing"): signed_in(404),
+    ("cancelPayment", "own"): signed_in(200),
+    ("cancelPayment", "other"): (401, 401, 404, 200, 200),
+    ("cancelPayment", "missing"): signed_in(404),
+    ("capturePayment", "own"): staff(200),
+    ("capturePayment", "other"): staff(200),
+    ("capturePayment", "missing"): staff(404),
+    ("createRefund", "own"): staff(201),
+    ("createRefund", "other"): staff(201),
+    ("createRefund", "missing"): staff(404),
+    ("listRefunds", "own"): signed_in(200),
+    ("listRefunds", "other"): (401, 401, 404, 200, 200),
+    ("listRefunds", "missing"): signed_in(404),
+    ("getReceipt", "own"): signed_in(200),
+    ("getReceipt", "other"): (401, 401, 404, 200, 200),
+    ("getReceipt", "missing"): signed_in(404),
+    ("getTimeline", "own"): staff(200),
+    ("getTimeline", "other"): staff(200),
+    ("getTimeline", "missing"): staff(404),
+    ("listDisputes", "-"): staff(200),
+    ("listEvents", "-"): staff(200),
+    # What the sandbox sent of the payment was processed at once.
+    ("retryEvent", "own"): staff(409),
+    ("retryEvent", "other"): staff(409),
+    ("retryEvent", "missing"): staff(404),
+    # The servers of these tests have the sandbox; and what is sent here is not signed.
+    ("receiveStripeWebhook", "-"): everybody(404),
+    ("receiveSandboxWebhook", "-"): everybody(400),
+    ("listLedgerEntries", "-"): staff(200),
+    ("listBalances", "-"): staff(200),
+    ("exportLedger", "-"): staff(200),
+    ("listPaymentMethods", "-"): everybody(200),
+    # The client secret says who is paying; the example of the document is nobody's.
+    ("confirmPaymentIntent", "own"): everybody(401),
+    ("confirmPaymentIntent", "other"): everybody(401),
+    ("confirmPaymentIntent", "missing"): everybody(401),
+    ("showAuthentication", "own"): everybody(422),
+    ("showAuthentication", "other"): everybody(422),
+    ("showAuthentication", "missing"): everybody(422),
+    ("authenticatePaymentIntent", "own"): everybody(401),
+    ("authenticatePaymentIntent", "other"): everybody(401),
+    ("authenticatePaymentIntent", "missing"): everybody(401),
+    ("setFault", "-"): admins(204),
+    ("advance", "-"): admins(200),
 }
 # What these answer with is no JSON.
-CONTENT = {"getContent", "getThumbnail", "getSharedContent"}
+CONTENT = {"getContent", "getThumbnail", "getSharedContent", "exportLedger"}
 # Whoever succeeds with these is gone, so each try is with an account of its own.
 LAST_ACTS = {("eraseMe", "-"), ("deleteUser", "own")}
 
@@ -198,6 +260,29 @@ def token(cast: Cast, caller: Account, target: str) -> str:
     return str(made["url"]).rpartition("/")[2]
 
 
+def payment_id(cast: Cast, caller: Account, target: str) -> str:
+    return str(make_payment(owner_of(cast, caller, target), price_of(cast.director))["id"])
+
+
+def authorised(cast: Cast, caller: Account, target: str) -> str:
+    owner = owner_of(cast, caller, target)
+    return str(pay(owner, make_payment(owner, price_of(cast.director), capture_method="manual"))["id"])
+
+
+def paid(cast: Cast, caller: Account, target: str) -> str:
+    owner = owner_of(cast, caller, target)
+    return str(pay(owner, make_payment(owner, price_of(cast.director)))["id"])
+
+
+def event_id(cast: Cast, caller: Account, target: str) -> str:
+    def processed() -> str | None:
+        page = cast.director.api.get("/v1/payments/events?status=processed&limit=1").json()
+        return str(page["data"][0]["id"]) if page["data"] else None
+
+    paid(cast, caller, target)
+    return eventually(processed, "an event was processed")
+
+
 # How to find the object of a path. The longest names come first.
 OBJECTS: dict[str, Callable[[Cast, Account, str], str]] = {
     "{user_id}": user_id,
@@ -205,8 +290,16 @@ OBJECTS: dict[str, Callable[[Cast, Account, str], str]] = {
     "{file_id}/shares/{share_id}": share_of_file,
     "{file_id}": file_id,
     "{token}": token,
+    "{price_id}": lambda cast, *_: price_of(cast.director),
+    "{payment_id}/capture": lambda *who: f"{authorised(*who)}/capture",
+    "{payment_id}/refunds": lambda *who: f"{paid(*who)}/refunds",
+    "{payment_id}/receipt": lambda *who: f"{paid(*who)}/receipt",
+    "{payment_id}": payment_id,
+    "{event_id}": event_id,
+    "{ref}": lambda *_: "pi_sbx_missing",
 }
 # Bodies that succeed, where the example of the document does not.
+PRICES: list[str] = []
 BODIES: dict[str, Callable[[Account], dict[str, Any]]] = {
     "register": lambda _: {"email": new_address(), "password": PASSWORD},
     "resendVerification": lambda _: {"email": new_address()},
@@ -218,6 +311,12 @@ BODIES: dict[str, Callable[[Account], dict[str, Any]]] = {
     "eraseMe": lambda _: {"password": PASSWORD},
     "createUser": lambda _: {"email": new_address(), "role": "user"},
     "updateUser": lambda _: {"name": "Changed"},
+    "createPayment": lambda _: {"price_id": PRICES[0]},
+    "createPrice": lambda _: {"name": "Lesson", "currency": "EUR", "unit_amount": 1250},
+    "updatePrice": lambda _: {"name": "Changed"},
+    "capturePayment": lambda _: {},
+    "createRefund": lambda _: {"amount": 1},
+    "setFault": lambda _: {"fault": "http_500", "count": 0},
 }
 
 
@@ -234,11 +333,12 @@ def attempt(cast: Cast, operation: Operation, target: str, who: str) -> Response
         if name in path:
             found = re.sub("{[^}]*}", str(uuid4()), name) if target == "missing" else find(cast, caller, target)
             path = path.replace(name, found)
-    body = good_body(operation)
+    PRICES[:] = [price_of(cast.director)]
+    body = good_request(operation)
     if operation.id in BODIES:
         # Whoever has no account of their own signs in to another's.
         person = caller if who not in {"anonymous", "deactivated"} else cast.players["user"]
-        body = {"json": BODIES[operation.id](person)}
+        body = {"json": BODIES[operation.id](person), "headers": new_key(operation)}
     token = caller.refresh_token if operation.security == ("refresh",) else caller.api.token
     if operation.method == "GET":
         head = cast.server.request("HEAD", path, token=token)

@@ -116,6 +116,9 @@ def test_every_operation_refuses_another_content_type(
 ) -> None:
     headers = {} if content_type is None else {"Content-Type": content_type}
     for operation in json_operations:
+        # A page of our own posts a form there.
+        if content_type == "application/x-www-form-urlencoded" and operation.id == "authenticatePaymentIntent":
+            continue
         body = json.dumps(operation.example).encode()
         problem(send(admin, operation, data=body, headers=headers), 415, "unsupported_media_type")
 

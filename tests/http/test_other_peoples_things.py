@@ -8,7 +8,7 @@ import pytest
 from requests import Response
 
 from tests.http.client import PASSWORD, Account, Api, Outbox, codes, log_in, new_address, problem
-from tests.http.document import file_of, good_body, read_operations
+from tests.http.document import file_of, good_request, read_operations
 from tests.http.tokens import claims_of
 
 MISSING = "0190f8e2-5a3b-7c4d-8e9f-0a1b2c3d4e5f"
@@ -155,7 +155,7 @@ def test_anothers_file_is_answered_like_none_by_every_operation(user: Account, a
         if "{file_id}" in operation.path:
             path = operation.path.replace("{share_id}", share)
             anothers, missing = (
-                user.api.request(operation.method, path.replace("{file_id}", file), **good_body(operation))
+                user.api.request(operation.method, path.replace("{file_id}", file), **good_request(operation))
                 for file in (their, MISSING)
             )
             problem(anothers, 404, "not_found")

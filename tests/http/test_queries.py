@@ -5,7 +5,7 @@ import re
 import pytest
 
 from tests.http.client import Account, Api, codes, log_in, problem
-from tests.http.document import file_of, good_body, read_operations
+from tests.http.document import file_of, good_request, read_operations
 
 MISSING = "0190f8e2-5a3b-7c4d-8e9f-0a1b2c3d4e5f"
 
@@ -106,11 +106,14 @@ def test_a_query_of_files_that_is_not_valid_is_422_and_says_where(admin: Account
 
 def test_every_operation_refuses_unknown_query_parameters(anonymous: Api, admin: Account) -> None:
     for operation in read_operations(anonymous):
+        # Of a webhook nothing is looked at before its signature.
+        if "/webhooks/" in operation.path:
+            continue
         # A session of its own: if the parameter were ignored, some of these would end it.
         caller = log_in(anonymous, admin.email)
         token = caller.refresh_token if operation.security == ("refresh",) else caller.access_token
         path = re.sub("{[^}]*}", MISSING, operation.path)
-        response = anonymous.request(operation.method, f"{path}?unknown=1", token=token, **good_body(operation))
+        response = anonymous.request(operation.method, f"{path}?unknown=1", token=token, **good_request(operation))
         assert codes(problem(response, 422, "validation_error"))["/query/unknown"] == "unknown_field", operation.name
 
 

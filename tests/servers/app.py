@@ -12,7 +12,7 @@ from pathlib import Path
 from tests.servers.process import free_port, running, scratch_directory
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMAND = [sys.executable, "-m", "gunicorn", "-c", "deploy/gunicorn.conf.py", "wsgi:app"]
+COMMAND = [sys.executable, "-m", "gunicorn", "-c", "deploy/gunicorn.conf.py"]
 # What a process needs to run at all; every setting of ours comes from the test.
 INHERITED = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "SYSTEMROOT")
 
@@ -34,12 +34,12 @@ class AppServer:
 
 @contextmanager
 def run_server(
-    env: Mapping[str, str], port: int | None = None, *, arguments: tuple[str, ...] = ()
+    env: Mapping[str, str], port: int | None = None, *, arguments: tuple[str, ...] = (), app: str = "wsgi:app"
 ) -> Iterator[AppServer]:
     """Run the application with these settings until the block ends; it is ready when the block starts.
 
     The database has to be migrated already. DATA_DIR defaults to a directory that goes away. Arguments
-    go to gunicorn, such as `("--workers", "2")`.
+    go to gunicorn, such as `("--workers", "2")`; `app` is another application than that of production.
     """
     port = port or free_port()
     with scratch_directory("project-app-") as root:
@@ -47,11 +47,12 @@ def run_server(
         settings = {"APP_ENV": "testing", "DATA_DIR": str(root / "data"), **env, "PORT": str(port)}
         log = root / "log"
         with running(
-            [*COMMAND, *arguments],
+            [*COMMAND, *arguments, app],
             log=log,
             ready=lambda: _is_ready(port),
             env={**inherited, **settings},
             cwd=ROOT,
+            is_ours=True,
         ) as process:
             yield AppServer(f"http://127.0.0.1:{port}", port, process, log)
 

@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypedDict
 
+from tests.leaks import check_lines
+
 PR_SET_PDEATHSIG = 1
 
 
@@ -67,12 +69,13 @@ def running(
     cwd: Path | str = "/",
     account: Account | None = None,
     seconds: float = 30,
+    is_ours: bool = False,
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Start command, wait until ready() is true, and stop it at the end.
 
     It gets a process group of its own, because Ctrl-C in a terminal reaches the whole group and would
     take the database away from tests that are still closing their connections. On Linux it lives no
-    longer than the thread that started it.
+    longer than the thread that started it. Of a server of ours (`is_ours`) no line that it has logged may leak.
     """
     with log.open("ab") as output:
         process = subprocess.Popen(
@@ -91,6 +94,8 @@ def running(
         yield process
     finally:
         _stop(process, stop_signal, log)
+    if is_ours:
+        check_lines(log.read_text(errors="replace"))
 
 
 def _die_with_parent(stop_signal: signal.Signals) -> Callable[[], object] | None:

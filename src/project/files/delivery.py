@@ -15,8 +15,9 @@ from flask import Response, request
 from werkzeug.http import http_date, parse_date, parse_etags
 from werkzeug.wsgi import wrap_file
 
-from project.config import Delivery, settings
+from project.config import settings
 from project.errors import AppError, PreconditionFailed
+from project.file_settings import Delivery
 from project.files import media_types, names
 from project.files.storage import DirectStorage, ObjectMissing, storage
 
