@@ -327,8 +327,9 @@ class PaymentsMachine(RuleBasedStateMachine):
         """End all faults, let happen what is under way, and be reconciled: then the provider has what we have."""
         for fault in faults.Fault:
             faults.set_fault(fault, count=0)
-        # What is asked for again in the first round may take until the second.
-        for _ in range(2):
+        # What is made at the provider in the first round is told of by an event in the second, and as young as that it
+        # is left alone until the third.
+        for _ in range(3):
             self.time.shift(timedelta(hours=1, minutes=1))
             clock.happen()
             self.run_jobs()
