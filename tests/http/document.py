@@ -109,7 +109,18 @@ def file_of(caller: Account) -> str:
 
 @cache
 def price_of(caller: Account) -> str:
-    """The id of a price that an administrator has made."""
+    """The id of a price of an administrator's, at which payments can be made."""
+    return make_price(caller)
+
+
+@cache
+def spare_price_of(caller: Account) -> str:
+    """The id of a price of an administrator's that may be changed and retired."""
+    return make_price(caller)
+
+
+def make_price(caller: Account) -> str:
+    """Make a price."""
     response = caller.api.post("/v1/prices", json={"name": "Lesson", "currency": "EUR", "unit_amount": 1250})
     assert response.status_code == 201, response.text
     return str(response.json()["data"]["id"])
@@ -119,7 +130,7 @@ def price_of(caller: Account) -> str:
 OBJECTS: dict[str, Callable[[Account], str]] = {
     "{user_id}": lambda caller: caller.id,
     "{file_id}": file_of,
-    "{price_id}": price_of,
+    "{price_id}": spare_price_of,
     # Most refusals come before anybody looks for it.
     "{payment_id}": lambda _: MISSING,
     "{ref}": lambda _: "pi_sbx_missing",
