@@ -124,9 +124,7 @@ def intent(**changes: Any) -> Intent:
 def test_a_payment_is_created_with_what_leads_back_to_us():
     transport = Script(payment())
 
-    gateway_of(transport).create_payment(
-        intent(capture_method=CaptureMethod.MANUAL, description="Lessons", customer_ref="cus_1"), key="k1"
-    )
+    gateway_of(transport).create_payment(intent(capture_method=CaptureMethod.MANUAL, description="Lessons"), key="k1")
 
     [(method, path, form, headers)] = transport.asked
     assert (method, path, headers["Idempotency-Key"]) == ("post", "/v1/payment_intents", "k1")
@@ -135,7 +133,6 @@ def test_a_payment_is_created_with_what_leads_back_to_us():
         "automatic_payment_methods[enabled]": "true",
         "capture_method": "manual",
         "currency": "usd",
-        "customer": "cus_1",
         "description": "Lessons",
         "expand[0]": "latest_charge",
         "metadata[payment_id]": str(PAYMENT_ID),
@@ -147,7 +144,7 @@ def test_a_payment_without_a_description_sends_none():
 
     gateway_of(transport).create_payment(intent(), key="k1")
 
-    assert not {"description", "customer"} & set(transport.asked[0][2])
+    assert "description" not in transport.asked[0][2]
 
 
 @pytest.mark.parametrize(("amount", "sent"), [(400, {"amount_to_capture": "400"}), (None, {})])

@@ -19,7 +19,6 @@ class Intent:
     currency: str
     capture_method: CaptureMethod
     description: str | None
-    customer_ref: str | None = None
 
 
 @dataclass(frozen=True)

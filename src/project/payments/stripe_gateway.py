@@ -95,8 +95,6 @@ class StripeGateway:
         }
         if intent.description:
             params["description"] = intent.description
-        if intent.customer_ref:
-            params["customer"] = intent.customer_ref
         with translated():
             made = self._client.v1.payment_intents.create(params, {"idempotency_key": key})
         return self._payment(made)

@@ -45,7 +45,7 @@ def create(params: dict[str, Any]) -> dict[str, Any]:
         "confirmation_method": "automatic",
         "created": int(now.timestamp()),
         "currency": params["currency"].lower(),
-        "customer": params.get("customer"),
+        "customer": None,
         "description": params.get("description"),
         "last_payment_error": None,
         "latest_charge": None,

@@ -40,7 +40,6 @@ ROUTES = (
             ),
             "capture_method": one_of("automatic", "automatic_async", "manual"),
             "currency": text,
-            "customer": text,
             "description": text,
             "metadata": metadata,
             **_EXPAND,
