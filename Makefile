@@ -10,7 +10,7 @@ SCRATCH = dir=$$(mktemp -d) && trap 'rm -rf "$$dir"' EXIT && \
 	export APP_ENV=testing DATA_DIR="$$dir" && unset DATABASE_URL REDIS_URL &&
 
 .DEFAULT_GOAL := help
-.PHONY: help run stack test check format-check lint types imports lock-check migrations-check openapi-check \
+.PHONY: help run stack test bench check format-check lint types imports lock-check migrations-check openapi-check \
 	security coverage audit format lock clean
 
 help: ## Show this list
@@ -25,6 +25,9 @@ stack: .venv/dev.stamp ## Start the production topology: nginx, two servers, a w
 test: .venv/dev.stamp ## Run the tests (ARGS="-k login" for some of them)
 	@$(BIN)/pytest $(ARGS)
 
+bench: .venv/dev.stamp .venv-bench/bench.stamp ## Measure it beside other frameworks (BENCH="--quick"; bench/README.md)
+	@$(BIN)/python -m bench $(BENCH)
+
 check: format-check lint types imports lock-check migrations-check openapi-check security coverage ## Run all that CI runs
 	@echo "check: everything passed"
 
@@ -35,7 +38,7 @@ lint: .venv/dev.stamp ## Lint
 	@$(BIN)/ruff check .
 
 types: .venv/dev.stamp ## Check types
-	@$(BIN)/mypy src tests requirements
+	@$(BIN)/mypy src tests requirements bench
 
 imports: .venv/dev.stamp ## Check the import contracts
 	@$(BIN)/lint-imports
@@ -69,11 +72,15 @@ lock: .venv/dev.stamp ## Lock the dependencies after a change in setup.cfg (UPGR
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python requirements/lock.py write $(if $(UPGRADE),--upgrade)
 
 clean: ## Remove what the targets made; data in instance/ stays
-	@rm -rf .venv .venv.lock .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis \
+	@rm -rf .venv .venv.lock .venv-bench .venv-bench.lock .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis \
 		.import_linter_cache build src/*.egg-info
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The script compares contents, so a newer date alone installs nothing, and it lets one `make` in at a time.
 .venv/%.stamp: requirements/%.txt $(INPUTS)
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not installed; Python 3.11 or newer is needed." >&2; exit 1; }
+	@$(PYTHON) requirements/install.py $*
+
+.venv-bench/%.stamp: requirements/%.txt $(INPUTS)
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not installed; Python 3.11 or newer is needed." >&2; exit 1; }
 	@$(PYTHON) requirements/install.py $*

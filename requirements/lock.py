@@ -21,6 +21,7 @@ LOCKS = {
         *("--extra", "build", "--extra", "s3", "--extra", "dev"),
         *("-c", "requirements/s3.txt"),
     ],
+    ROOT / "requirements" / "bench.txt": ["--extra", "build", "--extra", "bench", "-c", "requirements/main.txt"],
 }
 RESOLVE = [
     *("uv", "pip", "compile", "setup.cfg", "--quiet", "--no-header"),
