@@ -2,9 +2,11 @@
 
 import http.client
 import os
+import signal
+import subprocess
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +20,9 @@ CONNECTIONS = 16
 # Of each process: all connections may land at one of them.
 THREADS = CONNECTIONS
 SECRET = "a signing key of the benchmarks that is long enough"  # noqa: S105 - signs for nobody
+# A measurement may be started on a machine that is busy with other things, to see whether it works.
+START_SECONDS = 60
+STOP_SECONDS = 10
 # What a process needs to run at all; nothing else of the environment may decide how it does.
 INHERITED = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR")
 
@@ -56,10 +61,10 @@ class Server:
     data_dir: Path
 
 
-OURS = Contender("gunicorn", "this, gunicorn", (*GUNICORN, "-c", "deploy/gunicorn.conf.py", "wsgi:app"))
-OURS_GRANIAN = Contender("granian", "this, granian", (*GRANIAN, "wsgi:app"))
+OURS = Contender("gunicorn", "project, gunicorn", (*GUNICORN, "-c", "deploy/gunicorn.conf.py", "wsgi:app"))
+OURS_GRANIAN = Contender("granian", "project, granian", (*GRANIAN, "wsgi:app"))
 # As in production: every request counts in the store that all processes share. The others count nothing.
-OURS_LIMITED = Contender("limited", "this, gunicorn, rate limits in Valkey", OURS.arguments, {"RATE_LIMITS": "on"})
+OURS_LIMITED = Contender("limited", "project, gunicorn, rate limits in Valkey", OURS.arguments, {"RATE_LIMITS": "on"})
 FASTAPI_SYNC = Contender("fastapi_sync", "FastAPI sync, SQLModel", (*UVICORN, "bench.peers.fastapi_sync:app"))
 FASTAPI_ASYNC = Contender("fastapi_async", "FastAPI async, asyncpg", (*UVICORN, "bench.peers.fastapi_async:app"))
 DRF = Contender("drf", "Django REST Framework", (*GUNICORN_OF_A_PEER, "bench.peers.drf.wsgi:application"))
@@ -103,9 +108,23 @@ def serving(
         settings = {**environment(database_url, folder, port, redis_url), **contender.env, **(env or {})}
         command = [PYTHON, *(argument.format(port=port) for argument in contender.arguments)]
         started = time.perf_counter()
-        with running(command, log=folder / "log", ready=lambda: is_ready(port), env=settings, cwd=ROOT) as process:
+        with running(
+            command, log=folder / "log", ready=lambda: is_ready(port), env=settings, cwd=ROOT, seconds=START_SECONDS
+        ) as process:
             seconds = time.perf_counter() - started
-            yield Server(contender, f"http://127.0.0.1:{port}", port, process.pid, seconds, folder / "data")
+            try:
+                yield Server(contender, f"http://127.0.0.1:{port}", port, process.pid, seconds, folder / "data")
+            finally:
+                _stop_all(process)
+
+
+def _stop_all(process: subprocess.Popen[bytes]) -> None:
+    """Stop a server and whatever it leaves behind: granian's processes outlive a parent that did not end well."""
+    process.terminate()
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(STOP_SECONDS)
+    with suppress(ProcessLookupError):  # all have ended, as they should
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def is_ready(port: int) -> bool:
