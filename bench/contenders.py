@@ -15,7 +15,9 @@ from tests.servers.process import free_port, running, scratch_directory
 
 ROOT = Path(__file__).resolve().parents[1]
 PYTHON = str(ROOT / ".venv-bench" / "bin" / "python")
-PROCESSES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+# Also where there are more cores, which wrk and the database then have for themselves.
+PROCESSES = min(CORES, 2)
 CONNECTIONS = 16
 # Of each process: all connections may land at one of them.
 THREADS = CONNECTIONS
@@ -28,7 +30,7 @@ INHERITED = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR")
 
 GUNICORN = ("-m", "gunicorn")
 GRANIAN = (
-    *("-m", "granian", "--interface", "wsgi", "--host", "127.0.0.1", "--port", "{port}", "--no-ws"),
+    *("-m", "granian", "--interface", "wsgi", "--host", "127.0.0.1", "--port", "{port}", "--http", "1", "--no-ws"),
     *("--workers", str(PROCESSES), "--blocking-threads", str(THREADS)),
 )
 UVICORN = ("-m", "uvicorn", "--host", "127.0.0.1", "--port", "{port}", "--workers", str(PROCESSES), "--no-access-log")

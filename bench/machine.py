@@ -1,6 +1,5 @@
 """What the measurements need of a machine, and what it is: named in the results, since only like is comparable."""
 
-import os
 import platform
 import re
 import shutil
@@ -11,7 +10,7 @@ from typing import Any
 
 import psycopg
 
-from bench.contenders import PYTHON
+from bench.contenders import CORES, PYTHON
 from bench.seed import plain
 from tests.servers import NGINX
 
@@ -38,7 +37,7 @@ def description(admin_url: str) -> dict[str, Any]:
         postgres = connection.execute("SHOW server_version").fetchone()
     return {
         "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": CORES,
         "python": platform.python_version(),
         "postgresql": postgres[0] if postgres else "",
         "wrk": _first_number(["wrk", "-v"]),
