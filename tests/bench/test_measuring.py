@@ -9,7 +9,9 @@ from bench import processes
 from bench.contenders import ALL, PROCESSES, SECRET, environment
 from bench.rounds import turned
 from bench.run import PARTS, options
+from bench.seed import HASHER, PASSWORD
 from bench.workloads import make_token
+from project.auth.passwords import needs_rehash
 from project.config import load_config
 
 
@@ -54,3 +56,7 @@ def test_tokens_have_the_claims_of_ours():
 @pytest.mark.skipif(not processes.PROC.is_dir(), reason="needs /proc")
 def test_memory_is_that_of_the_process():
     assert 1 < processes.memory(os.getpid()) <= processes.memory(os.getpid(), peak=True) + 1
+
+
+def test_seeded_passwords_are_hashed_as_the_product_does_it():
+    assert not needs_rehash(HASHER.hash(PASSWORD))
