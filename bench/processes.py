@@ -1,5 +1,6 @@
-"""What the kernel says of a server's processes: which they are, and what memory they hold (Linux)."""
+"""What the kernel says of a server's processes: which they are, what memory they hold, how long they ran (Linux)."""
 
+import os
 from pathlib import Path
 
 PROC = Path("/proc")
@@ -37,6 +38,19 @@ def memory(pid: int, *, peak: bool = False) -> float:
     except OSError:
         return 0.0
     return next((int(line.split()[1]) / KIB_PER_MIB for line in lines if line.startswith(name)), 0.0)
+
+
+def cpu_seconds(pid: int) -> float:
+    """Return how long a process and all below it have run on the processors, in the kernel and outside."""
+    return sum(_cpu_seconds(process) for process in [pid, *_below(pid)])
+
+
+def _cpu_seconds(pid: int) -> float:
+    try:
+        fields = (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
+    except OSError:  # it has ended
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def forget_peak(pid: int) -> None:

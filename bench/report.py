@@ -171,8 +171,9 @@ def _workload(key: str, found: dict[str, Any]) -> str:
     for contender, values in sorted(rates.items(), key=lambda item: -median(item[1])):
         share = spread(ratios(values, rates[PLAIN.key])) if PLAIN.key in rates else ""
         waits = f"{median(found['p50'][contender]):.1f}, {median(found['p99'][contender]):.1f}"
-        rows.append([TITLES[contender], spread(values), share, waits])
-    head = ["", "requests/s", "of the limit", "p50, p99 ms"]
+        cpu = spread(found["cpu"][contender])
+        rows.append([TITLES[contender], spread(values), share, waits, cpu])
+    head = ["", "requests/s", "of the limit", "p50, p99 ms", "CPU µs"]
     return table(f"{key.upper()}  {found['title']}", head, rows)
 
 

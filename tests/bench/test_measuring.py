@@ -1,6 +1,7 @@
 """The cheap halves of measuring: turns, processes, options and the tokens of the callers."""
 
 import os
+import time
 
 import jwt
 import pytest
@@ -60,3 +61,11 @@ def test_memory_is_that_of_the_process():
 
 def test_seeded_passwords_are_hashed_as_the_product_does_it():
     assert not needs_rehash(HASHER.hash(PASSWORD))
+
+
+@pytest.mark.skipif(not processes.PROC.is_dir(), reason="needs /proc")
+def test_the_time_that_a_process_ran_grows_while_it_runs():
+    before, deadline = processes.cpu_seconds(os.getpid()), time.process_time() + 0.05
+    while time.process_time() < deadline:
+        pass
+    assert 0.01 <= processes.cpu_seconds(os.getpid()) - before < 10

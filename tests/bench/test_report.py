@@ -14,7 +14,7 @@ RATES = {
 
 def workload() -> dict[str, object]:
     waits = {key: [1.0] for key in RATES}
-    return {"title": "GET /v1/users/me", "rate": RATES, "p50": waits, "p99": waits}
+    return {"title": "GET /v1/users/me", "rate": RATES, "p50": waits, "p99": waits, "cpu": waits}
 
 
 def test_ratios_are_taken_round_by_round():
