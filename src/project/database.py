@@ -17,9 +17,9 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, regi
 from typing_extensions import override
 from uuid_utils.compat import uuid7 as _uuid7
 
+from project.postgresql import connection_options, watch
+
 BUSY_TIMEOUT_SECONDS = 5
-CONNECT_TIMEOUT_SECONDS = 2
-STATEMENT_TIMEOUT_SECONDS = 10
 # Those before us may be waiting for the one that writes: on SQLite all of them, on PostgreSQL those who want its row.
 POOL_TIMEOUT_SECONDS = 5
 
@@ -122,10 +122,7 @@ def engine_options(url: str, *, pool_size: int) -> dict[str, Any]:
         "max_overflow": 0,
         "pool_timeout": POOL_TIMEOUT_SECONDS,
         "pool_use_lifo": True,
-        "connect_args": {
-            "connect_timeout": CONNECT_TIMEOUT_SECONDS,
-            "options": f"-c timezone=UTC -c statement_timeout={STATEMENT_TIMEOUT_SECONDS}s",
-        },
+        "connect_args": connection_options(),
     }
 
 
@@ -133,8 +130,8 @@ def init_app(app: Flask) -> None:
     """Attach the database to an application."""
     db.init_app(app)
     with app.app_context():
-        if db.engine.dialect.name == "sqlite":
-            _prepare_sqlite(db.engine)
+        prepare = _prepare_sqlite if db.engine.dialect.name == "sqlite" else watch
+        prepare(db.engine)
 
 
 def _prepare_sqlite(engine: Engine) -> None:

@@ -17,7 +17,8 @@ from procrastinate.manager import JobManager
 from procrastinate.retry import BaseRetryStrategy, RetryDecision
 from psycopg_pool import PoolTimeout
 
-from project.database import CONNECT_TIMEOUT_SECONDS, db
+from project.database import db
+from project.postgresql import CONNECT_TIMEOUT_SECONDS
 from project.queues import LOCK, Job, LocalQueue, next_attempt
 
 logger = logging.getLogger(__name__)
