@@ -18,6 +18,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import NoReturn
+from urllib.parse import unquote, urlsplit
 
 import requests
 
@@ -210,7 +211,8 @@ class Stack:
         for source in (ROOT / "deploy" / "nginx").glob("*.conf"):
             shutil.copy(source, self.nginx_folder)
         user = "user root;" if os.geteuid() == 0 else ""  # else it would become nobody, who may not come here
-        known = {"user": user, "folder": self.nginx_folder, "port": self.port, "files": self.folder / "files"}
+        files = unquote(urlsplit(self.env["STORAGE_URL"]).path)  # which nobody looks at where they are in a bucket
+        known = {"user": user, "folder": self.nginx_folder, "port": self.port, "files": files}
         (self.nginx_folder / "local.conf").write_text(LOCAL.format(**known))
         (self.nginx_folder / "listen.conf").write_text(LISTEN.format(**known))
         self._write_upstreams()
