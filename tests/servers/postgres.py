@@ -12,8 +12,8 @@ import pwd
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 import psycopg
@@ -46,17 +46,55 @@ SETTINGS = {
 START_ATTEMPTS = 3
 
 
+# What makes the loss of the server's processes harmless, for those who stop it in the middle of something.
+SAFE = {"fsync": "on", "synchronous_commit": "on", "full_page_writes": "on"}
+
+
+class Postgres:
+    """A server that can be stopped and started again where it was."""
+
+    def __init__(self, start: Callable[[int | None], AbstractContextManager[int]]) -> None:
+        self._start = start
+        self._running = ExitStack()
+        self.port = self._running.enter_context(start(None))
+
+    @property
+    def url(self) -> str:
+        """The SQLAlchemy URL of its superuser, database `postgres`."""
+        return f"postgresql+psycopg://postgres@127.0.0.1:{self.port}/postgres"
+
+    def stop(self) -> None:
+        """Stop it; who is connected is cut off."""
+        self._running.close()
+
+    def start(self) -> None:
+        """Start it again with the data and at the port that it had."""
+        self._running.enter_context(self._start(self.port))
+
+
 @contextmanager
 def run_postgres() -> Iterator[str]:
     """Run a PostgreSQL and give the SQLAlchemy URL of its superuser, database `postgres`."""
+    with run_cluster() as server:
+        yield server.url
+
+
+@contextmanager
+def run_cluster(settings: Mapping[str, str] | None = None) -> Iterator[Postgres]:
+    """Run a PostgreSQL that may be stopped and started meanwhile, with other settings than those of tests."""
     with scratch_directory("project-pg-") as root:
         root.chmod(0o711)  # nobody has to pass through, not to list
         account = _unprivileged_account()
         install = _readable_install(root, account)
         data, sockets = _own_directory(root / "data", account), _own_directory(root / "s", account)
         _initdb(install, data, account)
-        with _started(install, data, sockets, account) as port:
-            yield f"postgresql+psycopg://postgres@127.0.0.1:{port}/postgres"
+        server = Postgres(
+            lambda port: _started(install, data, sockets, account, {**SETTINGS, **(settings or {})}, port)
+        )
+        try:
+            yield server
+        finally:
+            server.stop()
 
 
 def _unprivileged_account() -> Account:
@@ -104,15 +142,17 @@ def _initdb(install: Path, data: Path, account: Account) -> None:
 
 
 @contextmanager
-def _started(install: Path, data: Path, sockets: Path, account: Account) -> Iterator[int]:
-    """Start the server; if somebody took the port in between, try another one."""
+def _started(
+    install: Path, data: Path, sockets: Path, account: Account, settings: Mapping[str, str], former: int | None
+) -> Iterator[int]:
+    """Start the server where it was; if it was nowhere yet and somebody took the port, try another one."""
     log = data.parent / "log"
-    settings = [word for name, value in SETTINGS.items() for word in ("-c", f"{name}={value}")]
+    words = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
     for attempt in range(START_ATTEMPTS):
-        port = free_port()
+        port = former or free_port()
         listen = ["-h", "127.0.0.1", "-p", str(port), "-k", str(sockets)]
         server = running(
-            [install / "bin" / "postgres", "-D", data, *listen, *settings],
+            [install / "bin" / "postgres", "-D", data, *listen, *words],
             log=log,
             ready=lambda: _is_ready(data / "postmaster.pid"),
             stop_signal=signal.SIGINT,  # the fast shutdown: it does not wait for clients to leave
