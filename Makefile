@@ -10,7 +10,7 @@ SCRATCH = dir=$$(mktemp -d) && trap 'rm -rf "$$dir"' EXIT && \
 	export APP_ENV=testing DATA_DIR="$$dir" && unset DATABASE_URL REDIS_URL &&
 
 .DEFAULT_GOAL := help
-.PHONY: help run stack test check format-check lint types imports lock-check migrations-check openapi-check \
+.PHONY: help run stack chaos test check format-check lint types imports lock-check migrations-check openapi-check \
 	security coverage audit format lock clean
 
 help: ## Show this list
@@ -21,6 +21,9 @@ run: .venv/main.stamp ## Start the server (PORT=8000 DATA_DIR=./instance); the f
 
 stack: .venv/dev.stamp ## Start the production topology: nginx, two servers, a worker, PostgreSQL, Valkey, S3 (PORT, DATA_DIR)
 	@exec $(BIN)/python -m deploy.stack
+
+chaos: .venv/dev.stamp ## Break each part of that topology under load, and print what came of it (CHAOS_SECONDS=10)
+	@$(BIN)/python -m tests.chaos
 
 test: .venv/dev.stamp ## Run the tests (ARGS="-k login" for some of them)
 	@$(BIN)/pytest $(ARGS)

@@ -15,8 +15,8 @@ from tests.chaos.running import Result, run_fault, wait_for_mails
 from tests.chaos.topology import Topology, run_topology
 from tests.servers.disk import small_disk
 
-HEADINGS = ("broken", "for s", "answers", "503", "other", "slowest s", "recovery s", "written", "lost")
-ROW = "{:<30} {:>6} {:>8} {:>6} {:>6} {:>10} {:>11} {:>8} {:>5}"
+HEADINGS = ("broken", "for s", "slowest s", "healthz p99 ms", "recovery s", "written", "lost", "answers by status")
+ROW = "{:<30} {:>6} {:>10} {:>15} {:>11} {:>8} {:>5}  {}"
 VERIFIERS = (("ledger", "verify"), ("files", "verify"), ("payments", "reconcile"))
 
 
@@ -54,12 +54,12 @@ def run(topology: Topology, faults: Iterable[Fault], *, seconds: float) -> bool:
 
 def row(result: Result) -> str:
     """Return a line of the table."""
-    unavailable = result.outcomes.pop("503", 0)
-    good = sum(answer.good for answer in result.answers)
-    others = len(result.answers) - good - unavailable
-    figures = (result.held, good + unavailable + others, unavailable, others, result.slowest, result.recovery)
-    shown = [f"{figure:.1f}" if isinstance(figure, float) else figure for figure in figures]
-    return ROW.format(result.fault.name, *shown, len(result.written), len(result.lost)) + complaints(result)
+    seconds = (f"{figure:.1f}" for figure in (result.held, result.slowest))
+    by_status = "  ".join(f"{outcome}: {count}" for outcome, count in sorted(result.outcomes.items()))
+    counted = (len(result.written), len(result.lost), by_status + complaints(result))
+    return ROW.format(
+        result.fault.name, *seconds, f"{result.health_p99 * 1000:.0f}", f"{result.recovery:.1f}", *counted
+    )
 
 
 def complaints(result: Result) -> str:

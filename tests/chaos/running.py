@@ -44,6 +44,12 @@ class Result:
         """How long the slowest answer took."""
         return max((answer.ended - answer.begun for answer in self.answers), default=0)
 
+    @property
+    def health_p99(self) -> float:
+        """How long `/healthz` took, but for one of a hundred."""
+        took = sorted(answer.ended - answer.begun for answer in self.answers if answer.kind == "health")
+        return took[len(took) * 99 // 100]
+
     def _expected(self, answer: Answer) -> bool:
         return answer.good or (answer.outcome == 503 and answer.kind in self.fault.unavailable)
 
