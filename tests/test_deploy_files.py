@@ -273,7 +273,7 @@ def test_containers_name_only_settings_and_files_that_exist():
         used = set(service.get("networks", [])) | {each.partition(":")[0] for each in service.get("volumes", [])}
         for each in used:
             known = COMPOSE["networks"].keys() | COMPOSE["volumes"].keys()
-            assert each in known or each.startswith("/etc/project/") or (DEPLOY / each).is_file()
+            assert each in known or each.startswith("/etc/project/") or (DEPLOY / each).exists()
         assert set(service.get("depends_on", {})) <= set(COMPOSE["services"])
 
 

@@ -53,6 +53,12 @@ register_code(
     "The headers are too large.",
     "Send fewer and shorter headers; cookies are not needed here.",
 )
+register_code(
+    "https_required",
+    HTTPStatus.FORBIDDEN,
+    "This can only be asked over HTTPS.",
+    "Use https. Everybody on the way could read what was sent: end the session whose token was in it.",
+)
 
 
 @dataclass(frozen=True)

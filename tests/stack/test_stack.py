@@ -57,7 +57,7 @@ def test_the_problems_of_nginx_are_those_of_the_registry():
     found = re.findall(
         r'return (\d+) \'\{"type":"/errors#(\w+)","title":"([^"]+)","status":(\d+)', PROBLEMS.read_text()
     )
-    assert len(found) == 9
+    assert len(found) == 12
     for status, code, title, told in found:
         assert (REGISTRY[code].status, REGISTRY[code].title) == (int(status), title)
         assert status == told
