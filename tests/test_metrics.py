@@ -56,6 +56,14 @@ def test_requests_are_counted_by_route_and_never_by_path(client, as_user):
     assert "nothing-" not in str(after)
 
 
+def test_methods_that_a_client_makes_up_are_one_series(client):
+    for number in range(3):
+        client.open("/v1/prices", method=f"BREW{number}")
+    shown = client.get("/metrics").text
+    assert "BREW" not in shown
+    assert numbers(shown)['http_requests_total{method="other",route="none",status="405"}'] >= 3
+
+
 def test_failed_and_good_sign_ins_are_counted(client):
     before = numbers(client.get("/metrics").text).get('logins_total{outcome="failure"}', 0)
     client.post("/v1/auth/login", json={"email": "nobody@example.com", "password": "not the password"})
