@@ -43,8 +43,9 @@ def postgres_stopped(topology: Topology) -> Iterator[None]:
 
 
 @contextmanager
-def postgres_restarted(topology: Topology) -> Iterator[None]:
-    topology.postgres.stop()
+def postgres_killed(topology: Topology) -> Iterator[None]:
+    """Kill it and start it again at once."""
+    topology.postgres.crash()
     topology.postgres.start()
     yield
 
@@ -142,7 +143,7 @@ def disk_full(topology: Topology) -> Iterator[None]:
 
 FAULTS = (
     Fault("PostgreSQL stopped", postgres_stopped, EVERYTHING),
-    Fault("PostgreSQL restarted", postgres_restarted, EVERYTHING),
+    Fault("PostgreSQL killed and restarted", postgres_killed, EVERYTHING),
     Fault("PostgreSQL silent", silent("database"), EVERYTHING),
     Fault("PostgreSQL out of connections", out_of_connections, EVERYTHING),
     Fault("Valkey stopped", valkey_stopped, NOTHING),

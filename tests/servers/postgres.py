@@ -12,8 +12,10 @@ import pwd
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import psycopg
@@ -43,7 +45,9 @@ SETTINGS = {
     "shared_buffers": "64MB",
     "timezone": "UTC",
 }
-START_ATTEMPTS = 3
+START_ATTEMPTS = 5
+WORTH_ANOTHER = ("Address already in use", "is still in use", "lock file")
+Running = tuple[int, "subprocess.Popen[bytes]"]
 
 
 # What makes the loss of the server's processes harmless, for those who stop it in the middle of something.
@@ -53,10 +57,10 @@ SAFE = {"fsync": "on", "synchronous_commit": "on", "full_page_writes": "on"}
 class Postgres:
     """A server that can be stopped and started again where it was."""
 
-    def __init__(self, start: Callable[[int | None], AbstractContextManager[int]]) -> None:
+    def __init__(self, start: Callable[[int | None], AbstractContextManager[Running]]) -> None:
         self._start = start
         self._running = ExitStack()
-        self.port = self._running.enter_context(start(None))
+        self.port, self._process = self._running.enter_context(start(None))
 
     @property
     def url(self) -> str:
@@ -67,9 +71,15 @@ class Postgres:
         """Stop it; who is connected is cut off."""
         self._running.close()
 
+    def crash(self) -> None:
+        """Kill it; what it had not written down is gone."""
+        self._process.kill()
+        self._process.wait()
+        self.stop()
+
     def start(self) -> None:
         """Start it again with the data and at the port that it had."""
-        self._running.enter_context(self._start(self.port))
+        _, self._process = self._running.enter_context(self._start(self.port))
 
 
 @contextmanager
@@ -144,8 +154,11 @@ def _initdb(install: Path, data: Path, account: Account) -> None:
 @contextmanager
 def _started(
     install: Path, data: Path, sockets: Path, account: Account, settings: Mapping[str, str], former: int | None
-) -> Iterator[int]:
-    """Start the server where it was; if it was nowhere yet and somebody took the port, try another one."""
+) -> Iterator[Running]:
+    """Start the server where it was; if it was nowhere yet and somebody took the port, try another one.
+
+    After a crash it does not start until the last of its former processes is gone.
+    """
     log = data.parent / "log"
     words = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
     for attempt in range(START_ATTEMPTS):
@@ -154,27 +167,27 @@ def _started(
         server = running(
             [install / "bin" / "postgres", "-D", data, *listen, *words],
             log=log,
-            ready=lambda: _is_ready(data / "postmaster.pid"),
+            ready=partial(_is_ready, data / "postmaster.pid", time.time()),
             stop_signal=signal.SIGINT,  # the fast shutdown: it does not wait for clients to leave
             env=ENVIRONMENT,
             account=account,
         )
         with ExitStack() as stack:
             try:
-                stack.enter_context(server)
+                process = stack.enter_context(server)
             except ServerFailedError:
-                if attempt + 1 == START_ATTEMPTS or "Address already in use" not in log.read_text():
+                if attempt + 1 == START_ATTEMPTS or not any(text in log.read_text() for text in WORTH_ANOTHER):
                     raise
                 log.unlink()
                 continue
-            yield port
+            yield port, process
             return
 
 
-def _is_ready(pid_file: Path) -> bool:
-    """The server writes its state into the last line of this file."""
+def _is_ready(pid_file: Path, since: float) -> bool:
+    """The server writes its state into the last line of this file, which one that crashed leaves behind."""
     try:
-        return pid_file.read_text().splitlines()[7].strip() == "ready"
+        return pid_file.stat().st_mtime > since and pid_file.read_text().splitlines()[7].strip() == "ready"
     except (OSError, IndexError):
         return False
 
