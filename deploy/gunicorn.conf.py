@@ -19,12 +19,13 @@ _own_metrics = None
 if not os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
     _own_metrics = os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(prefix="project-metrics-")
 
+from gunicorn.glogging import Logger  # noqa: E402
 from prometheus_client.multiprocess import mark_process_dead  # noqa: E402
 
 from project.config import load_config  # noqa: E402
 from project.environment import ConfigError  # noqa: E402
 from project.jobs import start_local  # noqa: E402
-from project.observability import readiness_check  # noqa: E402
+from project.observability import configure_logs, readiness_check  # noqa: E402
 
 try:
     _settings = load_config()
@@ -109,6 +110,17 @@ control_socket_disable = True
 # The compiled parser comes along with some installations; one parser means one behaviour to test.
 http_parser = "python"
 
+
+class _Logger(Logger):
+    """Writes gunicorn's own lines in the form of the application's, from the first one on."""
+
+    def setup(self, cfg: Any) -> None:
+        """Replace the handlers that gunicorn has made."""
+        super().setup(cfg)  # type: ignore[no-untyped-call]
+        configure_logs(_settings)
+
+
+logger_class = _Logger
 # The application writes one structured line per request itself.
 accesslog = None
 errorlog = "-"
