@@ -204,9 +204,15 @@ def start_local(app: Flask) -> None:
 
 
 def run_worker(app: Flask) -> None:
-    """Run jobs in the foreground until SIGTERM or SIGINT, then finish those that are running."""
+    """Run jobs in the foreground until SIGTERM or SIGINT, then finish those that are running.
+
+    Raises:
+        ConfigError: WORKER_METRICS_ADDRESS is of another machine, or taken.
+    """
     with app.app_context():
-        local = settings.sqlite
+        local, address = settings.sqlite, settings.metrics.worker_address
+    if address is not None:
+        metrics.serve(app, *address)
     logger.info("worker_started")
     if not local:
         worker.run_procrastinate(app, crons=_crons(), tasks=TASKS, run=lambda job: _execute(app, job))

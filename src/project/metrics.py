@@ -32,6 +32,7 @@ from prometheus_client.registry import Collector
 from project import metric_files
 from project.config import settings
 from project.database import db
+from project.environment import ConfigError
 from project.errors import NotFound
 from project.extensions import limiter
 
@@ -113,7 +114,7 @@ def serve(app: Flask, host: str, port: int) -> None:
     """Show the numbers at an address of its own, from a thread, to METRICS_NETWORKS: for a worker, which has no other.
 
     Raises:
-        OSError: the address is not ours, or taken.
+        ConfigError: the address is of another machine, or taken.
     """
 
     def answer(_environ: "WSGIEnvironment", start_response: "StartResponse") -> list[bytes]:
@@ -131,7 +132,10 @@ def serve(app: Flask, host: str, port: int) -> None:
             with app.app_context():
                 return _is_inside(client_address[0])
 
-    server = make_server(host, port, answer, Server, _Handler)
+    try:
+        server = make_server(host, port, answer, Server, _Handler)
+    except OSError:
+        raise ConfigError("WORKER_METRICS_ADDRESS must be of this machine, and free") from None
     Thread(target=server.serve_forever, name="metrics", daemon=True).start()
 
 
