@@ -15,10 +15,10 @@ import psycopg
 import pytest
 from psycopg.pq import TransactionStatus
 from sqlalchemy import event, func, insert, select, text, update
-from sqlalchemy.exc import IntegrityError, PendingRollbackError, StatementError
+from sqlalchemy.exc import IntegrityError, OperationalError, PendingRollbackError, StatementError
 
 from project import create_app
-from project.database import db, on_commit, transaction, utcnow, uuid7
+from project.database import db, give_back, on_commit, transaction, utcnow, uuid7
 from project.users.models import User
 from tests.conftest import ENV
 from tests.factories import make_user
@@ -431,3 +431,16 @@ def test_connections_that_the_server_has_cut_cost_no_500(app, client, as_user, p
 
     assert set(statuses) <= {200, 503}
     assert statuses[1:] == [200, 200]
+
+
+@on_postgresql_only
+@pytest.mark.parametrize("between", [give_back, lambda: None], ids=["after waiting", "at once"])
+def test_who_has_lost_the_connection_while_reading_can_still_write(session, between):
+    with pytest.raises(OperationalError):
+        session.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
+
+    between()
+    with transaction():
+        session.add(new_user("a@x.com"))
+
+    assert committed() == ["a@x.com"]

@@ -13,6 +13,7 @@ from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy import DateTime, Dialect, Engine, Enum, MetaData, TypeDecorator, Uuid, event
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection, make_url
+from sqlalchemy.exc import PendingRollbackError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, registry
 from typing_extensions import override
 from uuid_utils.compat import uuid7 as _uuid7
@@ -177,7 +178,7 @@ def transaction() -> Iterator[None]:
 def _outermost(session: Session) -> Iterator[None]:
     if session.new or session.dirty or session.deleted:
         raise RuntimeError("objects were changed outside transaction()")
-    session.commit()  # ends the phase of autocommitted reads; without it the connection's mode could not change
+    _end_reads(session)  # else the connection's mode could not change
     callbacks: list[Callable[[], None]] = []
     with _turn():
         session.info.update(transaction=True, failed=False, on_commit=callbacks)
@@ -209,6 +210,14 @@ def _turn() -> Iterator[None]:
             _writer.release()
 
 
+def _end_reads(session: Session) -> None:
+    """End the phase of autocommitted reads."""
+    try:
+        session.commit()
+    except PendingRollbackError:
+        session.rollback()  # the connection was lost meanwhile, and whoever caught that goes on with another one
+
+
 def _commit(session: Session) -> None:
     if session.info["failed"]:
         raise RuntimeError("the error of a nested transaction() was caught")
@@ -236,7 +245,7 @@ def give_back() -> None:
     session = db.session()
     if session.info.get("transaction"):
         raise RuntimeError("a transaction is open")
-    session.commit()
+    _end_reads(session)
 
 
 def on_commit(callback: Callable[[], None]) -> None:
