@@ -133,10 +133,9 @@ def _children(pid: int) -> list[int]:
 def disk_full(topology: Topology) -> Iterator[None]:
     assert topology.disk is not None
     filler = topology.disk / "filler"
-    with filler.open("wb") as output, suppress(OSError):
+    with suppress(OSError), filler.open("wb", buffering=0) as output:
         while True:
             output.write(bytes(4096))
-            output.flush()
     yield
     filler.unlink()
 
