@@ -11,6 +11,7 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from prometheus_client.multiprocess import mark_process_dead  # noqa: E402
 from project.config import load_config  # noqa: E402
 from project.environment import ConfigError  # noqa: E402
 from project.jobs import start_local  # noqa: E402
-from project.observability import configure_logs, readiness_check  # noqa: E402
+from project.observability import NotReady, configure_logs, readiness_check, readyz  # noqa: E402
 
 try:
     _settings = load_config()
@@ -39,8 +40,10 @@ workers = _settings.web_concurrency
 threads = _settings.web_threads
 
 
-# One byte that all processes share: set while the server is about to stop.
-_draining = multiprocessing.Value("b", 0)
+# A byte each that all processes share, without a lock, which one that is killed might take along: set while the server
+# is about to stop, and set when it has been ready once.
+_draining = multiprocessing.RawValue("b", 0)
+_has_begun = multiprocessing.RawValue("b", 0)
 
 
 def _still_serving() -> None:
@@ -48,15 +51,41 @@ def _still_serving() -> None:
         raise RuntimeError("the server is about to stop")
 
 
+def _take_over(worker: Any) -> None:
+    """As a server that replaces another: take no request before it is ready, and then say so (READY_FILE)."""
+    ready_file = os.environ.get("READY_FILE")
+    if not ready_file or _has_begun.value:
+        return
+    with worker.wsgi.app_context():
+        while worker.alive:
+            try:
+                readyz()
+            except NotReady:
+                time.sleep(0.5)
+            else:
+                _has_begun.value = 1
+                Path(ready_file).touch()
+                return
+
+
 def post_worker_init(worker: Any) -> None:
     """Let /readyz tell that the server stops, and run the jobs of an SQLite database in this process."""
-    readiness_check(worker.wsgi, "server", _still_serving)
+    # On a socket that was handed over (fd://) whoever did so goes on listening: nobody need look for another address.
+    if not any(isinstance(address, int) for address in worker.cfg.address):
+        readiness_check(worker.wsgi, "server", _still_serving)
+    _take_over(worker)
     if _settings.sqlite:
         start_local(worker.wsgi)
 
 
+def pre_request(_worker: Any, request: Any) -> None:
+    """End each connection with its next answer while the server drains: none is open and idle when it stops."""
+    if _draining.value:
+        request.force_close()
+
+
 def when_ready(server: Any) -> None:
-    """On TERM say so in /readyz, and go on serving for DRAIN_SECONDS, so that balancers send nothing more."""
+    """On TERM say so, and go on serving for DRAIN_SECONDS, so that proxies and balancers go elsewhere by themselves."""
 
     def drain(number: int, frame: Any) -> None:
         if _draining.value or not _settings.drain_seconds:
@@ -88,7 +117,8 @@ worker_tmp_dir = str(_memory) if _memory.is_dir() else None
 
 timeout = 60  # longer than the slowest payment call with its retry
 graceful_timeout = 30
-# Longer than nginx keeps idle connections (60 s), so that never the server closes one just as it is used.
+# Longer than any proxy keeps idle connections (nginx by itself 60 s), so that never the server closes one just as it is
+# used. While it stops it waits 2 s for those.
 keepalive = 75
 
 # Nobody's word is taken about the scheme, the path or the address. The application reads X-Forwarded-*

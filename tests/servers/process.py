@@ -70,6 +70,7 @@ def running(
     account: Account | None = None,
     seconds: float = 30,
     is_ours: bool = False,
+    pass_fds: Sequence[int] = (),
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Start command, wait until ready() is true, and stop it at the end.
 
@@ -86,6 +87,7 @@ def running(
             env=env,
             cwd=cwd,
             start_new_session=True,
+            pass_fds=pass_fds,
             preexec_fn=_die_with_parent(stop_signal),  # noqa: PLW1509 - it does one system call
             **(account or {}),
         )

@@ -67,9 +67,19 @@ class RunningStack:
 
     def roll(self) -> None:
         """Roll the servers and wait until that is done."""
-        before = self.log.count("stack: rolled")
+        before = self.rolled
         self.process.send_signal(signal.SIGHUP)
-        eventually(lambda: self.log.count("stack: rolled") > before or None, "the servers were rolled", seconds=120)
+        self.wait_for_roll(before + 1)
+
+    @property
+    def rolled(self) -> int:
+        """How often the servers were rolled."""
+        return self.log.count("stack: rolled")
+
+    def wait_for_roll(self, number: int) -> None:
+        """Wait until the servers were rolled so often."""
+        eventually(lambda: self.rolled >= number or None, "the servers were rolled", seconds=240)
+        assert "not rolled" not in self.log
 
 
 @contextmanager

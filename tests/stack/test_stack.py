@@ -15,7 +15,7 @@ import requests
 from project.errors import REGISTRY
 from tests.http.client import MEMBERS, Account, Api, eventually, log_in
 from tests.servers.app import INHERITED, ROOT
-from tests.stack.running import COMMAND, Load, run_stack
+from tests.stack.running import COMMAND, run_stack
 
 PROBLEMS = ROOT / "deploy" / "nginx" / "problems.conf"
 
@@ -129,43 +129,6 @@ def test_one_key_sent_to_both_servers_at_once_is_one_payment(stack, admin, price
 
 def bearer(account: Account) -> dict[str, str]:
     return {"Authorization": f"Bearer {account.access_token}"}
-
-
-# --- parts that go ---------------------------------------------------------------------------------------------------
-
-
-def test_rolling_the_servers_loses_no_request(stack, admin):
-    def send(session: requests.Session) -> requests.Response:
-        return session.get(f"{stack.url}/v1/users/me", headers=bearer(admin), timeout=20)
-
-    before = stack.servers
-    with Load(send) as load:
-        stack.roll()
-        stack.roll()
-    assert set(load.answers) == {200}
-    assert not set(before) & set(stack.servers)
-
-
-@pytest.mark.parametrize("victim", ["a process", "a server"])
-def test_what_is_killed_is_started_again_and_reading_goes_on(stack, admin, victim):
-    def send(session: requests.Session) -> requests.Response:
-        return session.get(f"{stack.url}/v1/users/me", headers=bearer(admin), timeout=20)
-
-    before = stack.pids["server1"]
-    with Load(send) as load:
-        eventually(lambda: len(load.answers) > 50 or None, "requests were answered")
-        if victim == "a server":
-            os.killpg(before, signal.SIGKILL)
-            eventually(lambda: stack.pids["server1"] != before or None, "the server was started again", seconds=60)
-        else:
-            os.kill(children(before)[0], signal.SIGKILL)
-        done = len(load.answers)
-        eventually(lambda: len(load.answers) > done + 100 or None, "requests went on")
-    assert set(load.answers) == {200}
-
-
-def children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 # --- starting and stopping -------------------------------------------------------------------------------------------
