@@ -8,7 +8,7 @@ import socket
 import ssl
 import subprocess
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,17 +67,25 @@ class Answer:
 
 @pytest.fixture(scope="module")
 def edge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Edge]:
-    """nginx with the configuration of deploy/nginx; only ports, folders, the user and what an address may differ."""
-    folder, data = tmp_path_factory.mktemp("edge"), tmp_path_factory.mktemp("data")
-    certificate = make_certificate(folder)
-    found = Edge(free_port(), free_port(), certificate, folder)
-    env = {**ENV, "DATA_DIR": str(data), "PUBLIC_URL": f"http://{HOST}", "PROXY_HOPS": "1"}
+    """nginx before the application."""
+    env = {
+        **ENV,
+        "DATA_DIR": str(tmp_path_factory.mktemp("data")),
+        "PUBLIC_URL": f"http://{HOST}",
+        "PROXY_HOPS": "1",
+    }
     migrated(env)
-    with ExitStack() as running_parts:
-        app = running_parts.enter_context(run_server(env))
-        configure(found, app.port)
-        command = [str(NGINX), "-e", "stderr", "-p", str(folder), "-c", str(folder / "nginx.conf")]
-        running_parts.enter_context(running(command, log=folder / "log", ready=lambda: listens(found.tls)))
+    with run_server(env) as app, run_edge(tmp_path_factory.mktemp("edge"), app.port) as found:
+        yield found
+
+
+@contextmanager
+def run_edge(folder: Path, app_port: int) -> Iterator[Edge]:
+    """Run the configuration of deploy/nginx; only ports, folders, the user and what an address may differ."""
+    found = Edge(free_port(), free_port(), make_certificate(folder), folder)
+    configure(found, app_port)
+    command = [str(NGINX), "-e", "stderr", "-p", str(folder), "-c", str(folder / "nginx.conf")]
+    with running(command, log=folder / "log", ready=lambda: listens(found.tls)):
         yield found
 
 
@@ -194,6 +202,14 @@ def code(answer: Answer) -> str:
     assert REGISTRY[str(problem["code"])].title == problem["title"]
     assert problem["status"] == answer.status
     return str(problem["code"])
+
+
+def test_without_a_server_behind_it_says_when_to_come_again(tmp_path):
+    with run_edge(tmp_path, free_port()) as alone:
+        answers = [ask(alone.connect(), line) for line in ("GET /v1/prices", "POST /v1/payments", "GET /readyz")]
+    assert {(answer.status, code(answer), answer.headers["retry-after"]) for answer in answers} == {
+        (503, "service_unavailable", "1")
+    }
 
 
 # --- requests that two servers could read differently -----------------------------------------------------------------
