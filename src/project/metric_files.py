@@ -9,7 +9,7 @@ import logging
 import os
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry
@@ -29,42 +29,50 @@ def exposition(folder: Path) -> bytes:
     """Return what all processes have counted, as Prometheus reads it."""
     registry = CollectorRegistry()
     with _locked(folder):
-        _fold(folder)
+        _try_to_fold(folder)
         MultiProcessCollector(registry, path=str(folder))  # type: ignore[no-untyped-call]
         return generate_latest(registry)
 
 
 def fold(folder: Path) -> None:
-    """Add what dead processes of this machine have counted to one file of each kind, and remove theirs."""
-    with _locked(folder):
-        _fold(folder)
+    """Add what dead processes of this machine have counted to one file of each kind, and remove theirs.
+
+    Where somebody else is at it, that is enough: who has to look after processes must not wait.
+    """
+    with suppress(BlockingIOError), _locked(folder, fcntl.LOCK_NB):
+        _try_to_fold(folder)
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def _locked(folder: Path, how: int = 0) -> Iterator[None]:
     """Let nobody else fold or read meanwhile. Processes that count need not wait: their files stay as they are."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | how)
         yield
     finally:
         os.close(descriptor)
 
 
-def _fold(folder: Path) -> None:
+def _try_to_fold(folder: Path) -> None:
     try:
-        _finish(folder)
-        dead = [path for path in folder.glob("*.db") if _is_dead(path)]
-        if dead:
-            for kind in KINDS:
-                _add_up(folder / f"{kind}_dead.db", [path for path in dead if path.name.startswith(kind)])
-            draft = folder / f"{JOURNAL}.tmp"
-            draft.write_text("\n".join(path.name for path in dead))
-            draft.rename(folder / JOURNAL)  # from here on it counts
-            _finish(folder)
+        _fold(folder)
     except OSError:
         # No room, for example. Everything is still there.
         logger.exception("metrics_not_folded")
+
+
+def _fold(folder: Path) -> None:
+    _finish(folder)
+    dead = [path for path in folder.glob("*.db") if _is_dead(path)]
+    if not dead:
+        return
+    for kind in KINDS:
+        _add_up(folder / f"{kind}_dead.db", [path for path in dead if path.name.startswith(kind)])
+    draft = folder / f"{JOURNAL}.tmp"
+    draft.write_text("\n".join(path.name for path in dead))
+    draft.rename(folder / JOURNAL)  # from here on it counts
+    _finish(folder)
 
 
 def _finish(folder: Path) -> None:

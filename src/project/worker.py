@@ -29,8 +29,8 @@ LOCAL_CONCURRENCY = 2
 # New jobs are told of; this is for those that are due later and, on SQLite, for those of other processes.
 POLL_SECONDS = 2
 PAUSE_AFTER_ERROR_SECONDS = 5
-# A worker that was silent for this long is dead, and what it was running runs again. Somebody may be waiting for it; and
-# where the worker was only slow, a job that runs twice does no harm.
+# A worker that was silent for this long is dead, and what it was running runs again. Somebody may be waiting for it,
+# and where the worker was only slow, a job that runs twice does no harm.
 HEARTBEAT_SECONDS = 2
 STALLED_SECONDS = 10
 # The last time of a periodic task that was missed while no worker ran is made up for, unless it is older.
