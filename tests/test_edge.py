@@ -272,6 +272,21 @@ def test_a_trailer_is_no_header(edge):
         assert read(connection).status == 422
 
 
+UNREADABLE = {
+    "a control character": (b"GET / HTTP/1.1\r\n", b"X: a\x01b\r\n", "bad_request"),
+    "bytes in an address": (b"GET /\xff HTTP/1.1\r\n", b"", "bad_request"),
+    "a long method": (b"X" * 30 + b" / HTTP/1.1\r\n", b"", "bad_request"),
+    "many headers": (b"GET / HTTP/1.1\r\n", b"".join(b"X%d: 1\r\n" % n for n in range(200)), "headers_too_large"),
+}
+
+
+@pytest.mark.parametrize(("line", "headers", "expected"), UNREADABLE.values(), ids=UNREADABLE)
+def test_what_nginx_lets_through_and_gunicorn_does_not_is_a_problem_too(edge, line, headers, expected):
+    with edge.connect() as connection:
+        connection.sendall(line + f"Host: {HOST}\r\n".encode() + headers + b"\r\n")
+        assert code(read(connection)) == expected
+
+
 # --- what a client may not decide -------------------------------------------------------------------------------------
 
 

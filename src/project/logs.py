@@ -39,6 +39,7 @@ FIELDS = frozenset(
         "method",
         "payment_id",
         "reason",
+        "request_id",
         "role",
         "route",
         "seconds",
