@@ -6,6 +6,7 @@ server keeps it. So whoever hears nothing for a while asks from another side whe
 statement that is only slow, or that waits for a lock, goes on.
 """
 
+import select
 import socket
 import struct
 import time
@@ -16,6 +17,7 @@ from typing import Any, TypeVar
 import psycopg
 from psycopg.abc import PQGen
 from sqlalchemy import Engine, event
+from sqlalchemy.exc import DisconnectionError
 
 CONNECT_TIMEOUT_SECONDS = 2
 STATEMENT_TIMEOUT_SECONDS = 10
@@ -135,7 +137,7 @@ def connection_options() -> dict[str, Any]:
 
 
 def watch(engine: Engine) -> None:
-    """Let the connections of an engine be watched."""
+    """Let the connections of an engine be watched, when they are used and when they are taken from the pool."""
     silence = Silence()
 
     @event.listens_for(engine, "do_connect")
@@ -148,3 +150,20 @@ def watch(engine: Engine) -> None:
             raise
         connection.silence = silence
         return connection
+
+    @event.listens_for(engine, "checkout")
+    def look(connection: psycopg.Connection, _record: Any, _proxy: Any) -> None:
+        if _has_ended(connection):
+            raise DisconnectionError  # and another one is made
+
+
+def _has_ended(connection: psycopg.Connection) -> bool:
+    """Tell whether the server has closed a connection while nobody used it: nobody else says anything then.
+
+    A look at the socket takes a microsecond or two; to ask the server would be another trip there for every request.
+    """
+    if connection.closed:
+        return True
+    watch = select.poll()
+    watch.register(connection.fileno(), select.POLLIN)
+    return bool(watch.poll(0))
