@@ -11,7 +11,7 @@ from pathlib import Path
 
 import requests
 
-from tests.servers.process import running
+from tests.servers.process import Restartable, running
 
 ROOT = Path(__file__).resolve().parents[1]
 PYTHON = sys.executable
@@ -77,6 +77,11 @@ class Part:
         self.command, self.env, self.log, self.ready = command, env, logs / f"{name}.log", ready
         self.process: Process
 
+    @property
+    def pid(self) -> int:
+        """The number of its first process."""
+        return self.process.pid
+
     def start(self, *, wait: bool = True) -> None:
         """Start it, and wait until it is ready."""
         self.process = Process(self.command, log=self.log, env=self.env, ready=self.ready if wait else at_once)
@@ -91,6 +96,24 @@ class Part:
             say(f"{self.name} ended with {self.process.status()}; starting it again")
             self.process.stop()
             self.start(wait=False)
+
+
+class Backing:
+    """What the servers need and have not brought with them: started again with its data, by which all waits."""
+
+    def __init__(self, name: str, server: Restartable) -> None:
+        self.name, self._server = name, server
+
+    @property
+    def pid(self) -> int:
+        """The number of its first process."""
+        return self._server.pid
+
+    def look_after(self) -> None:
+        """Start it again if it has ended."""
+        if self._server.has_ended:
+            say(f"{self.name} ended; starting it again")
+            self._server.start()
 
 
 class Server(Part):

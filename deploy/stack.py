@@ -21,9 +21,11 @@ from pathlib import Path
 from typing import NoReturn
 from urllib.parse import unquote, urlsplit
 
-from deploy.parts import PYTHON, ROOT, START_SECONDS, Part, Server, StackError, answers, listens, say
-from tests.servers import CREDENTIALS, NGINX, create_database, make_bucket, run_postgres, run_s3, run_valkey
+from deploy.parts import PYTHON, ROOT, START_SECONDS, Backing, Part, Server, StackError, answers, listens, say
+from tests.servers import CREDENTIALS, NGINX, create_database, make_bucket, run_s3
+from tests.servers.postgres import SAFE, run_cluster
 from tests.servers.process import ServerFailedError
+from tests.servers.valkey import Valkey
 
 SERVERS = 2  # as many as deploy/nginx/upstream.conf has
 PROCESSES = "2"
@@ -67,6 +69,7 @@ class Stack:
         self.env: dict[str, str] = {}
         self.servers: list[Server] = []
         self.parts: list[Part] = []
+        self.backing: list[Backing] = []
         self.wants_roll = False
         # Something for each signal; unlike events and conditions it may be used by their handlers.
         self.signals: queue.SimpleQueue[int] = queue.SimpleQueue()
@@ -136,10 +139,15 @@ class Stack:
         }
         if "DATABASE_URL" not in given:
             say("starting postgresql")
-            own["DATABASE_URL"] = create_database(backing.enter_context(run_postgres()), "project")
+            postgres = backing.enter_context(run_cluster(SAFE))
+            self.backing.append(Backing("postgresql", postgres))
+            own["DATABASE_URL"] = create_database(postgres.url, "project")
         if "REDIS_URL" not in given:
             say("starting valkey")
-            own["REDIS_URL"] = f"{backing.enter_context(run_valkey())}/0"
+            valkey = Valkey()
+            backing.callback(valkey.stop)
+            self.backing.append(Backing("valkey", valkey))
+            own["REDIS_URL"] = f"{valkey.url}/0"
         if "STORAGE_URL" not in given:
             say("starting s3")
             own |= {"STORAGE_URL": make_bucket(backing.enter_context(run_s3()), "project"), **CREDENTIALS}
@@ -168,9 +176,12 @@ class Stack:
         documented = {line.partition("=")[0] for line in (ROOT / ".env.example").read_text().splitlines()}
         return name in documented or name.startswith("AWS_")
 
+    def _watched(self) -> list[Backing | Part]:
+        return [*self.backing, *self.parts]
+
     def _write_pids(self) -> None:
         """Write which process is which, for those who want to see what happens without it."""
-        text = "".join(f"{part.name} {part.process.pid}\n" for part in self.parts)
+        text = "".join(f"{part.name} {part.pid}\n" for part in self._watched())
         if text != self._pids:
             self._pids = text
             path = self.folder / "stack.pids"
@@ -201,7 +212,7 @@ class Stack:
         while True:
             with suppress(queue.Empty):
                 self.signals.get(timeout=POLL_SECONDS)
-            for part in self.parts:
+            for part in self._watched():
                 part.look_after()
             if rolling is None and self.wants_roll:
                 self.wants_roll, rolling = False, self.roll()

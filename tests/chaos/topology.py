@@ -12,10 +12,11 @@ from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import SMTP, Envelope, Session
 
 from tests.http.client import PASSWORD, Account, Api, log_in
-from tests.servers import CREDENTIALS, create_database, make_bucket, run_s3, run_valkey
+from tests.servers import CREDENTIALS, create_database, make_bucket, run_s3
 from tests.servers.faults import Link, run_link
 from tests.servers.postgres import SAFE, Postgres, run_cluster
 from tests.servers.process import free_port
+from tests.servers.valkey import Valkey
 from tests.stack.running import RunningStack, run_stack
 
 ADMIN_EMAIL = "canary-admin@example.com"
@@ -23,23 +24,6 @@ PLENTY = "1000000/minute"
 LIMITED = ("READ", "WRITE", "DOWNLOAD", "ANONYMOUS", "LOGIN_ACCOUNT", "PASSWORD", "MAILBOX", "WEBHOOK", "SYNC")
 # The one that is not out of the way: attempts to sign in to an account from one network.
 LOGINS = 10
-
-
-class Valkey:
-    """A server that can be stopped and started again where it was; it forgets everything."""
-
-    def __init__(self) -> None:
-        self.port = free_port()
-        self._running = ExitStack()
-        self.start()
-
-    def stop(self) -> None:
-        """Stop it."""
-        self._running.close()
-
-    def start(self) -> None:
-        """Start it again."""
-        self._running.enter_context(run_valkey(self.port))
 
 
 @dataclass

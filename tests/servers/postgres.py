@@ -14,7 +14,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -24,6 +24,8 @@ from sqlalchemy.engine import make_url
 
 from tests.servers.process import (
     Account,
+    Restartable,
+    Running,
     ServerFailedError,
     free_port,
     package_directory,
@@ -47,39 +49,19 @@ SETTINGS = {
 }
 START_ATTEMPTS = 5
 WORTH_ANOTHER = ("Address already in use", "is still in use", "lock file")
-Running = tuple[int, "subprocess.Popen[bytes]"]
 
 
 # What makes the loss of the server's processes harmless, for those who stop it in the middle of something.
 SAFE = {"fsync": "on", "synchronous_commit": "on", "full_page_writes": "on"}
 
 
-class Postgres:
-    """A server that can be stopped and started again where it was."""
-
-    def __init__(self, start: Callable[[int | None], AbstractContextManager[Running]]) -> None:
-        self._start = start
-        self._running = ExitStack()
-        self.port, self._process = self._running.enter_context(start(None))
+class Postgres(Restartable):
+    """A PostgreSQL with its data."""
 
     @property
     def url(self) -> str:
         """The SQLAlchemy URL of its superuser, database `postgres`."""
         return f"postgresql+psycopg://postgres@127.0.0.1:{self.port}/postgres"
-
-    def stop(self) -> None:
-        """Stop it; who is connected is cut off."""
-        self._running.close()
-
-    def crash(self) -> None:
-        """Kill it; what it had not written down is gone."""
-        self._process.kill()
-        self._process.wait()
-        self.stop()
-
-    def start(self) -> None:
-        """Start it again with the data and at the port that it had."""
-        _, self._process = self._running.enter_context(self._start(self.port))
 
 
 @contextmanager

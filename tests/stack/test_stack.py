@@ -131,6 +131,23 @@ def bearer(account: Account) -> dict[str, str]:
     return {"Authorization": f"Bearer {account.access_token}"}
 
 
+@pytest.mark.parametrize("part", ["postgresql", "valkey", "worker", "nginx"])
+def test_a_part_that_is_killed_is_started_again_with_what_it_had(stack, admin, part):
+    before = stack.pids[part]
+    os.kill(before, signal.SIGKILL)
+    eventually(lambda: stack.pids[part] != before or None, f"{part} was started again", seconds=60)
+
+    eventually(lambda: answers(f"{stack.url}/readyz") or None, "all is well again", seconds=60)
+    assert get(f"{stack.url}/v1/users/me", headers=bearer(admin)).status_code == 200
+
+
+def answers(url: str) -> bool:
+    try:
+        return get(url).ok
+    except requests.ConnectionError:
+        return False
+
+
 # --- starting and stopping -------------------------------------------------------------------------------------------
 
 
