@@ -28,6 +28,7 @@ if not os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
     _own_metrics = os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(prefix="project-metrics-")
 
 from gunicorn.glogging import Logger  # noqa: E402
+from gunicorn.http import wsgi  # noqa: E402
 
 from project import metric_files  # noqa: E402
 from project.config import load_config  # noqa: E402
@@ -35,6 +36,7 @@ from project.environment import ConfigError  # noqa: E402
 from project.jobs import start_local  # noqa: E402
 from project.observability import NotReady, configure_logs, readiness_check, readyz  # noqa: E402
 from project.refusals import Worker  # noqa: E402
+from project.whole_answers import WholeResponse  # noqa: E402
 
 try:
     _settings = load_config()
@@ -43,6 +45,7 @@ except ConfigError as error:
 
 bind = f"127.0.0.1:{_settings.port}"
 worker_class = Worker
+wsgi.Response = WholeResponse  # there is no setting for it
 workers = _settings.web_concurrency
 # Threads wait for clients, the database, the disk or a payment provider most of the time, and are made as needed.
 threads = _settings.web_threads

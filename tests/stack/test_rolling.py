@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,24 +13,25 @@ from tests.http.client import PASSWORD, Account, Api, eventually, log_in
 from tests.stack.running import RunningStack
 from tests.stack.strict import StrictLoad
 
+pytestmark = pytest.mark.timeout(900)
 ROLLS = int(os.environ.get("TEST_ROLLS", "2"))
 RATE = int(os.environ.get("TEST_ROLLS_RATE", "100"))  # requests each second
 EMAIL = "canary-strict@example.com"
 
 
 @pytest.fixture(scope="module")
-def buyer(stack: RunningStack) -> Account:
-    """Somebody whose payments nobody else makes."""
+def buyer(stack: RunningStack) -> Callable[[], Account]:
+    """Somebody whose payments nobody else makes; each call signs in, since tokens last for ten minutes."""
     stack.flask("users", "create-admin", EMAIL, "--password-stdin", entered=PASSWORD)
-    return log_in(Api(stack.url), EMAIL)
+    return lambda: log_in(Api(stack.url), EMAIL)
 
 
-def load(stack: RunningStack, buyer: Account, price: str) -> StrictLoad:
-    return StrictLoad(stack.url, buyer.access_token, price, RATE)
+def load(stack: RunningStack, buyer: Callable[[], Account], price: str) -> StrictLoad:
+    return StrictLoad(stack.url, buyer().access_token, price, RATE)
 
 
-def payments(buyer: Account) -> int:
-    return int(buyer.api.get("/v1/payments?include_total=true&limit=1").json()["meta"]["total"])
+def payments(buyer: Callable[[], Account]) -> int:
+    return int(buyer().api.get("/v1/payments?include_total=true&limit=1").json()["meta"]["total"])
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Rolled:
 
 
 @pytest.fixture(scope="module")
-def rolled(stack: RunningStack, buyer: Account, price: str) -> Rolled:
+def rolled(stack: RunningStack, buyer: Callable[[], Account], price: str) -> Rolled:
     """The servers, rolled: when that is asked for in the midst of it, once more."""
     before, paid, log = stack.pids, payments(buyer), stack.log
     with load(stack, buyer, price) as clients:
@@ -57,6 +58,7 @@ def rolled(stack: RunningStack, buyer: Account, price: str) -> Rolled:
             stack.process.send_signal(signal.SIGHUP)
         stack.wait_for_roll(log.count("stack: rolled") + 2)
         for _ in range(ROLLS - 2):
+            clients.token = buyer().access_token
             stack.roll()
     after = stack.pids
     alive = {pid for pid in [*before.values(), *after.values()] if Path(f"/proc/{pid}").exists()}
