@@ -158,7 +158,7 @@ def _concerns() -> list[str]:
         "MAIL_URL is a folder; nobody gets mail": settings.mail_url.startswith("file"),
         "MAIL_FROM is at localhost; mail servers refuse that": "@localhost" in settings.mail_from,
         "PROXY_HOPS is 0; behind a proxy all clients look like one": not settings.proxy_hops,
-        "DRAIN_SECONDS is 0; balancers that ask /readyz hear of a stop too late": not settings.drain_seconds,
+        "DRAIN_SECONDS is 0; proxies and balancers hear of a stop too late": not settings.drain_seconds,
         "METRICS_NETWORKS lets everybody see /metrics": any(not net.prefixlen for net in settings.metrics.networks),
         "PAYMENTS_PROVIDER is sandbox; nobody is charged": settings.payments.provider == "sandbox",
     }
