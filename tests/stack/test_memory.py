@@ -65,7 +65,7 @@ def requests_of(account: Account, file_id: str) -> Iterator[Request]:
         ("GET", "/v1/payments?include_total=true", b"", {200}),
     ]
     for number, request in enumerate(cycle(mix)):
-        if number % 250 == 0:
+        if number % 50 == 0:
             yield "POST", "/v1/auth/login", login, {200}
         elif request[1] == "/v1/users":
             yield *request[:2], json.dumps({"email": new_address(), "role": "user"}).encode(), {201}
