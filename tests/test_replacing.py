@@ -66,7 +66,7 @@ def restarted(server: Server, old: int) -> None:
         server.look_after()
         return (server.process.pid != old and not refuses(server)) or None
 
-    eventually(is_back, "it was started again", seconds=30)
+    eventually(is_back, "it was started again", seconds=60)
     assert fresh_status(server) == 200
 
 
@@ -107,7 +107,7 @@ def test_who_takes_its_place_gets_no_request_before_it_is_ready(server, tmp_path
     good, server.env = server.env, {**server.env, **empty}
     replacing = server.replace()
     next(replacing)
-    eventually(lambda: "not_ready" in server.log.read_text() or None, "the new one was asked", seconds=30)
+    eventually(lambda: "not_ready" in server.log.read_text() or None, "the new one was asked", seconds=60)
     assert {fresh_status(server) for _ in range(50)} == {200}
     migrated({**good, **empty})
     assert finish(replacing)

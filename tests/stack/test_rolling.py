@@ -53,7 +53,7 @@ def rolled(stack: RunningStack, buyer: Callable[[], Account], price: str) -> Rol
     with load(stack, buyer, price) as clients:
         eventually(lambda: clients.reads.total() > RATE or None, "requests were answered", seconds=60)
         stack.process.send_signal(signal.SIGHUP)
-        eventually(lambda: "rolling" in stack.log.removeprefix(log) or None, "the roll began")
+        eventually(lambda: "rolling" in stack.log.removeprefix(log) or None, "the roll began", seconds=60)
         for _ in range(3):
             stack.process.send_signal(signal.SIGHUP)
         stack.wait_for_roll(log.count("stack: rolled") + 2)
