@@ -43,10 +43,12 @@ ROOM = 2 * 1024**3  # bytes; in containers there is often little
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Measure coverage only where there is some to be seen, since it doubles what a test costs.
+    """Begin with what is slow, and measure coverage only where there is some to be seen: it doubles what a test costs.
 
     Servers are processes of their own, and what a feature does on PostgreSQL it does on SQLite too.
     """
+    # Else one worker may be alone with it at the end. Those that share servers come to one worker so, too.
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
     known = {item.nodeid for item in items}
     for item in items:
         twin = item.nodeid.replace("sqlite", "postgresql")

@@ -5,7 +5,7 @@ TEST_FUZZ_EXAMPLES sets how many examples an operation gets; any but the default
 
 import os
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -22,7 +22,7 @@ from schemathesis.engine.recorder import ScenarioRecorder
 from schemathesis.openapi.checks import MissingHeaderNotRejected, RejectedPositiveData
 
 from tests.http.client import PASSWORD, Account, Api, check_answer, log_in
-from tests.http.conftest import SETTINGS, check_log, flask
+from tests.http.cluster import SETTINGS, check_log, flask
 from tests.http.tokens import claims_of
 from tests.servers import create_database, run_server
 
@@ -126,11 +126,15 @@ class Headers(dict[str, str]):
 def serve(database_url: str) -> Iterator[Api]:
     """Run a server without limits on a database with the two administrators that are needed."""
     env = {**SETTINGS, "APP_ENV": "testing", "RATE_LIMITS": "off", "DATABASE_URL": database_url}
-    for name in ("caller", "leaver"):
-        flask(env, "users", "create-admin", address(name), "--password-stdin", entered=PASSWORD)
+    make_administrators(env)
     with run_server(env) as server:
         yield Api(server.url)
         check_log(server.log)
+
+
+def make_administrators(env: Mapping[str, str]) -> None:
+    for name in ("caller", "leaver"):
+        flask(env, "users", "create-admin", address(name), "--password-stdin", entered=PASSWORD)
 
 
 def address(name: str) -> str:
@@ -141,8 +145,15 @@ def address(name: str) -> str:
 def caller(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, worker_id: str
 ) -> Iterator[Account]:
-    """A signed-in account on a server of its own, a user's or an administrator's."""
+    """A signed-in account on a server of its own, a user's or an administrator's; or the latter on the stack."""
     role, _, kind = request.param.partition(" on ")
+    if "TEST_STACK" in os.environ:
+        if role == "user":
+            pytest.skip("nothing is fuzzed twice on one stack")
+        stack = request.getfixturevalue("cluster")
+        make_administrators(stack.env)
+        yield log_in(Api(stack.first.url), address("caller"))
+        return
     if kind == "sqlite":
         database_url = f"sqlite:///{tmp_path_factory.mktemp('fuzzed') / 'project.db'}"
         flask({**SETTINGS, "APP_ENV": "testing", "DATABASE_URL": database_url}, "db", "upgrade")
