@@ -126,12 +126,12 @@ class Site:
         assert found is None or found["status"] == 400
 
 
-# The kind of worker, what is before it, and where files are.
+# The kind of worker, if not the one of production, what is before it, and where files are.
 SITES = {
-    "gthread": ("gthread", "", "disk"),
+    "alone": (None, "", "disk"),
     "sync": ("sync", "", "disk"),
-    "behind nginx": ("gthread", "nginx", "disk"),
-    "behind nginx, in a bucket": ("gthread", "nginx", "bucket"),
+    "behind nginx": (None, "nginx", "disk"),
+    "behind nginx, in a bucket": (None, "nginx", "bucket"),
 }
 
 
@@ -156,7 +156,9 @@ def site(cluster: Cluster, request: pytest.FixtureRequest, tmp_path_factory: pyt
         "WEB_CONCURRENCY": "1",
     }
     with ExitStack() as running:
-        server = running.enter_context(run_server(env, arguments=("--worker-class", worker_class)))
+        server = running.enter_context(
+            run_server(env, arguments=("--worker-class", worker_class) if worker_class else ())
+        )
         nginx = running.enter_context(run_front(server.port, env["STORAGE_URL"])) if front else None
         yield Site(server, nginx, data_dir / "files", bucket, env["DATABASE_URL"])
         check_log(server.log)
