@@ -118,9 +118,8 @@ def load_config(env: Mapping[str, str] = os.environ) -> Settings:
     environment = read.parse("APP_ENV", "development", Environment, "development, testing or production")
     production = environment is Environment.PRODUCTION
     data_dir = Path(read.text("DATA_DIR", "instance")).absolute()
-    port = read.integer("PORT", 8000, at_least=1)
+    port, public_url = _own_address(read)
     database_url = _database_url(read, data_dir)
-    public_url = read.url("PUBLIC_URL", f"http://127.0.0.1:{port}", "http", "https")
     settings = Settings(
         environment=environment,
         debug=read.flag("DEBUG") | read.flag("FLASK_DEBUG"),
@@ -149,6 +148,11 @@ def load_config(env: Mapping[str, str] = os.environ) -> Settings:
     )
     _check(read, settings)
     return settings
+
+
+def _own_address(read: Reader) -> tuple[int, str]:
+    port = read.integer("PORT", 8000, at_least=1)
+    return port, read.url("PUBLIC_URL", f"http://127.0.0.1:{port}", "http", "https")
 
 
 def _check(read: Reader, settings: Settings) -> None:
