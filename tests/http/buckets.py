@@ -26,7 +26,7 @@ REDIRECT_SECONDS = 60
 def follow(redirect: Mapping[str, str], sent: Mapping[str, str], base_url: str) -> requests.Response:
     """Go where a 302 leads, and return the answer with what both have said of it.
 
-    Where the bytes have gone in the meantime the answer is the bucket's 404.
+    Where the bytes have gone in the meantime it is a 404, or a 403: a bucket need not tell strangers what it has.
     """
     location = redirect["Location"]
     check_signed(location, base_url)
@@ -38,7 +38,7 @@ def follow(redirect: Mapping[str, str], sent: Mapping[str, str], base_url: str) 
         # Else the library would ask for compressed bytes, of which the length is another.
         taken = {"Accept-Encoding": "identity"} | ({"Range": wanted.lower()} if RANGE.fullmatch(wanted) else {})
         found = session.get(location, headers=taken, timeout=SECONDS, allow_redirects=False)
-    assert found.status_code in {200, 206, 404}, found.text
+    assert found.status_code in {200, 206, 403, 404}, found.text
     headers = CaseInsensitiveDict({name: value for name, value in redirect.items() if name.lower() != "location"})
     for name in OF_THE_BYTES:
         headers.pop(name, None)

@@ -91,8 +91,11 @@ class Api:
         if response.status_code != 302 or not CONTENT.fullmatch(at):
             return response
         found = follow(response.headers, headers or {}, self.base_url)
+        if found.ok:
+            return found
         # What has just gone the API does not know any more either.
-        return found if found.ok else self.request(method, path, token=token, headers=headers, **kwargs)
+        assert self.request("HEAD", path, token=token).status_code == 404, found.text
+        return self.request(method, path, token=token, headers=headers, **kwargs)
 
     def get(self, path: str, **kwargs: Any) -> requests.Response:
         """GET."""

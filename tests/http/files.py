@@ -96,6 +96,7 @@ def fetch(api: Api, url: str, *, token: str | None = "", method: str = "GET", he
     if elsewhere:
         found = follow(answer.headers, dict(header.split(": ", 1) for header in headers), api.base_url)
         if not found.ok:
+            assert fetch(api, url, token=token, method="HEAD").status == 404, found.text
             return fetch(api, url, token=token, method=method, headers=headers)
         answer = RawAnswer(found.status_code, found.headers, found.content)
     if answer.status < 300:
