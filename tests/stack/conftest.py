@@ -11,6 +11,8 @@ from tests.stack.running import RunningStack, run_stack
 
 ADMIN_EMAIL = "canary-admin@example.com"
 PLENTY = "1000000/minute"
+# More than all tests sign in, and few enough to be reached.
+ANONYMOUS = 600
 CLASSES = ("READ", "WRITE", "DOWNLOAD", "LOGIN_NETWORK", "LOGIN_ACCOUNT", "PASSWORD", "MAILBOX", "WEBHOOK", "SYNC")
 
 
@@ -28,7 +30,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def stack() -> Iterator[RunningStack]:
     """The stack, with limits out of the way, except for those without a token."""
-    with run_stack({f"LIMIT_{name}": PLENTY for name in CLASSES} | {"LIMIT_ANONYMOUS": "30/15 minutes"}) as found:
+    with run_stack(
+        {f"LIMIT_{name}": PLENTY for name in CLASSES} | {"LIMIT_ANONYMOUS": f"{ANONYMOUS}/15 minutes"}
+    ) as found:
         yield found
 
 

@@ -61,8 +61,9 @@ class RunningStack:
         inherited = {name: os.environ[name] for name in INHERITED if name in os.environ}
         command = [sys.executable, "-m", "flask", *arguments]
         done = subprocess.run(
-            command, input=entered, text=True, check=True, cwd=ROOT, env={**inherited, **self.env}, capture_output=True
+            command, input=entered, text=True, check=False, cwd=ROOT, env={**inherited, **self.env}, capture_output=True
         )
+        assert done.returncode == 0, f"flask {' '.join(arguments)}: {done.returncode}\n{done.stdout}{done.stderr}"
         return done.stdout
 
     def roll(self) -> None:
