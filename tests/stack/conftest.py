@@ -39,6 +39,11 @@ def stack() -> Iterator[RunningStack]:
 @pytest.fixture(scope="session")
 def admin(stack: RunningStack) -> Account:
     """An administrator, signed in through nginx."""
+    return make_admin(stack)
+
+
+def make_admin(stack: RunningStack) -> Account:
+    """Create an administrator and sign in."""
     stack.flask("users", "create-admin", ADMIN_EMAIL, "--password-stdin", entered=PASSWORD)
     return log_in(Api(stack.url), ADMIN_EMAIL)
 

@@ -15,7 +15,8 @@ import pytest
 import requests
 
 from tests.http.client import Account, eventually
-from tests.stack.conftest import CLASSES, PLENTY
+from tests.servers import create_database
+from tests.stack.conftest import CLASSES, PLENTY, make_admin
 from tests.stack.running import Load, RunningStack, run_stack
 
 # Who sends half of the headers, a part of a body, and who reads.
@@ -101,18 +102,25 @@ class SlowClients:
 
 @pytest.fixture(scope="module")
 def disk_stack(stack: RunningStack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
-    """A second stack on the same database, whose application sends the content of files itself."""
-    shared = {"DATABASE_URL": stack.env["DATABASE_URL"], "REDIS_URL": stack.env["REDIS_URL"][:-1] + "1"}
+    """A second stack beside the first, whose application sends the content of files itself."""
+    database_url = create_database(stack.env["DATABASE_URL"], "project_on_disk")
+    shared = {"DATABASE_URL": database_url, "REDIS_URL": stack.env["REDIS_URL"][:-1] + "1"}
     storage = {"STORAGE_URL": f"file://{tmp_path_factory.mktemp('files')}"}
     with run_stack({f"LIMIT_{name}": PLENTY for name in CLASSES} | shared | storage) as found:
         yield found
 
 
 @pytest.fixture(scope="module")
-def content_path(disk_stack: RunningStack, admin: Account) -> str:
+def owner(disk_stack: RunningStack) -> Account:
+    """An account there."""
+    return make_admin(disk_stack)
+
+
+@pytest.fixture(scope="module")
+def content_path(disk_stack: RunningStack, owner: Account) -> str:
     """The path of the content of a large file."""
     files = {"file": ("large.bin", bytes(CONTENT_BYTES))}
-    answer = requests.post(f"{disk_stack.url}/v1/files", files=files, headers=bearer(admin), timeout=60)
+    answer = requests.post(f"{disk_stack.url}/v1/files", files=files, headers=bearer(owner), timeout=60)
     assert answer.status_code == 201, answer.text
     return f"/v1/files/{answer.json()['data']['id']}/content"
 
@@ -155,16 +163,16 @@ def in_use(stack: RunningStack) -> float:
 
 
 @pytest.mark.timeout(300)  # on a busy machine two stacks take their time
-def test_slow_clients_do_not_keep_others_waiting(disk_stack, admin, content_path, capsys):
+def test_slow_clients_do_not_keep_others_waiting(disk_stack, owner, content_path, capsys):
     paths = cycle(("/v1/users/me", "/v1/prices", "/v1/files?limit=5", "/v1/payments"))
     times: list[float] = []
 
     def send(session: requests.Session) -> requests.Response:
-        answer = session.get(disk_stack.url + next(paths), headers=bearer(admin), timeout=20)
+        answer = session.get(disk_stack.url + next(paths), headers=bearer(owner), timeout=20)
         times.append(answer.elapsed.total_seconds())
         return answer
 
-    with slow_clients(disk_stack, admin, content_path) as slow, Load(send, clients=10) as load:
+    with slow_clients(disk_stack, owner, content_path) as slow, Load(send, clients=10) as load:
         time.sleep(SECONDS)
         assert in_use(disk_stack) < 18
     p99 = sorted(times)[int(len(times) * 0.99)]
