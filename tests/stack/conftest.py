@@ -27,7 +27,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.xdist_group("stack"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def stack() -> Iterator[RunningStack]:
     """The stack, with limits out of the way, except for those without a token."""
     with run_stack(
@@ -36,7 +36,7 @@ def stack() -> Iterator[RunningStack]:
         yield found
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def admin(stack: RunningStack) -> Account:
     """An administrator, signed in through nginx."""
     return make_admin(stack)
@@ -48,7 +48,7 @@ def make_admin(stack: RunningStack) -> Account:
     return log_in(Api(stack.url), ADMIN_EMAIL)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def price(admin: Account) -> str:
     """A price of 10.00 USD."""
     body = {"name": "Lesson", "currency": "USD", "unit_amount": 1000}
