@@ -94,7 +94,7 @@ class Part:
         """Start it again if it has ended, without waiting for it."""
         if self.process.status() is not None and self.process.age() > PAUSE_SECONDS:
             say(f"{self.name} ended with {self.process.status()}; starting it again")
-            self.process.stop()
+            self.process.kill()  # what it had started, too: orphans of nginx would keep its port
             self.start(wait=False)
 
 
