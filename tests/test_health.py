@@ -1,6 +1,7 @@
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from flask import Flask
@@ -12,6 +13,7 @@ from project import observability
 from project.database import db, transaction
 from project.extensions import limiter
 from project.observability import readiness_check
+from tests.conftest import ENV, migrated
 from tests.observed_app import make_app
 from tests.small_app import small_app
 
@@ -28,7 +30,7 @@ def client(app):
 
 @pytest.fixture
 def ready_app(tmp_path: Path) -> Iterator[Flask]:
-    """An application that is ready: a database, one migration that was applied, limits in memory."""
+    """An application that is ready: a database, two migrations that were applied, limits in memory."""
     with small_app(tmp_path) as app:
         app.config["RATELIMIT_STORAGE_URI"] = "memory://"
         observability.init_app(app)
@@ -37,7 +39,8 @@ def ready_app(tmp_path: Path) -> Iterator[Flask]:
         limiter._storage_dead = False  # it is one object per process, and another test may have taken Redis away
         versions = tmp_path / "migrations" / "versions"
         versions.mkdir(parents=True)
-        (versions / "a1.py").write_text("revision = 'a1'\ndown_revision = None\n")
+        (versions / "a0.py").write_text("revision = 'a0'\ndown_revision = None\n")
+        (versions / "a1.py").write_text("revision = 'a1'\ndown_revision = 'a0'\n")
         with app.app_context(), transaction():
             db.session.execute(text("CREATE TABLE alembic_version (version_num VARCHAR(32))"))
             db.session.execute(text("INSERT INTO alembic_version VALUES ('a1')"))
@@ -72,7 +75,14 @@ def test_a_process_without_its_database_is_not_ready(ready_app):
     assert response.headers["Retry-After"]
 
 
-@pytest.mark.parametrize("statement", ["UPDATE alembic_version SET version_num = 'a0'", "DROP TABLE alembic_version"])
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE alembic_version SET version_num = 'a0'",
+        "DELETE FROM alembic_version",
+        "DROP TABLE alembic_version",
+    ],
+)
 def test_a_process_whose_database_is_not_migrated_is_not_ready(ready_app, statement):
     with ready_app.app_context(), transaction():
         db.session.execute(text(statement))
@@ -80,11 +90,32 @@ def test_a_process_whose_database_is_not_migrated_is_not_ready(ready_app, statem
     assert (response.status_code, response.json["detail"]) == (503, "Not ready: migrations.")
 
 
+def test_a_process_goes_on_when_a_newer_release_has_migrated_the_database(ready_app):
+    with ready_app.app_context(), transaction():
+        db.session.execute(text("UPDATE alembic_version SET version_num = 'b2'"))
+    response = ready_app.test_client().get("/readyz")
+    assert (response.status_code, response.json["data"]["checks"]["migrations"]) == (200, "ok")
+
+
 def test_a_newer_migration_on_disk_does_not_unready_a_running_process(ready_app, tmp_path):
     client = ready_app.test_client()
     assert client.get("/readyz").status_code == 200
     (tmp_path / "migrations/versions/b2.py").write_text("revision = 'b2'\ndown_revision = 'a1'\n")
     assert client.get("/readyz").status_code == 200
+
+
+def test_a_process_whose_storage_is_away_says_so_and_serves_all_else(tmp_path):
+    app = migrated({**ENV, "DATA_DIR": str(tmp_path)})
+    folder = tmp_path / "files"
+
+    def storage() -> tuple[int, Any]:
+        response = app.test_client().get("/readyz")
+        return response.status_code, response.get_json()["data"]["checks"]["storage"]
+
+    folder.rename(tmp_path / "away")
+    assert storage() == (200, "degraded")
+    (tmp_path / "away").rename(folder)
+    assert storage() == (200, "ok")
 
 
 def test_limits_that_are_not_shared_degrade_but_do_not_unready(ready_app):

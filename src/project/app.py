@@ -7,10 +7,11 @@ from pathlib import Path
 from flask import Flask
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from project import api, cli, database, errors, headers, jobs, limits, mail, observability, pages
+from project import api, cli, database, errors, headers, jobs, limits, mail, metrics, observability, pages
 from project.auth import tokens
 from project.config import flask_config, load_config
 from project.extensions import migrate
+from project.files.sweep import storage_answers
 from project.json import OrjsonProvider
 from project.middleware import BodyLength
 
@@ -31,6 +32,7 @@ def create_app(env: Mapping[str, str] = os.environ) -> Flask:
     app.url_map.merge_slashes = False
     observability.init_app(app)
     database.init_app(app)
+    metrics.init_app(app)
     migrate.init_app(app, database.db, directory=str(MIGRATIONS))
     tokens.init_app(app)
     limits.init_app(app)
@@ -38,6 +40,8 @@ def create_app(env: Mapping[str, str] = os.environ) -> Flask:
     jobs.init_app(app)
     headers.init_app(app)
     errors.register_error_handlers(app)
+    observability.readiness_check(app, "storage", storage_answers, essential=False)
+    observability.readiness_check(app, "jobs", jobs.queue_moves, essential=False)
     api.init_app(app)
     pages.init_app(app)
     cli.init_app(app)

@@ -2,18 +2,20 @@
 
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 import orjson
 from flask import Flask, current_app
-from flask.cli import AppGroup, ScriptInfo
+from flask.cli import AppGroup, ScriptInfo, with_appcontext
 
-from project import jobs, seeds, server
+from project import doctor, jobs, seeds, server
 from project.auth import credentials
 from project.commands import reports_errors
 from project.email_addresses import normalize_email
+from project.environment import ConfigError
 from project.files import sweep
 from project.housekeeping import clean_up
 from project.pagination import PageRequest
@@ -36,6 +38,7 @@ SWEPT = {
     "found": "files whose bytes were missing and are back",
     "recounted": "accounts whose counters were wrong",
 }
+COLOURS = {doctor.State.OK: "green", doctor.State.WARNING: "yellow", doctor.State.FAILED: "red"}
 OPENAPI_FILE = Path("docs/openapi.json")
 
 
@@ -170,7 +173,10 @@ def seed() -> None:
 def worker(info: ScriptInfo) -> None:
     """Run background jobs until TERM or Ctrl-C."""
     click.echo("Running jobs; Ctrl-C stops.")
-    jobs.run_worker(info.load_app())
+    try:
+        jobs.run_worker(info.load_app())
+    except ConfigError as error:
+        raise click.ClickException(f"Refusing to start: {error}.") from error
 
 
 @click.command("housekeeping")
@@ -180,6 +186,23 @@ def housekeeping() -> None:
     clean_up()
     sweep.end_stale()
     click.echo("Deleted what had expired.")
+
+
+@click.command("doctor")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON array.")
+@with_appcontext
+def examine(as_json: bool) -> None:
+    """Look at everything that the settings name; fails if something is broken."""
+    findings = []
+    for finding in doctor.examine():
+        findings.append(finding)
+        if not as_json:
+            mark = click.style(f"{finding.state:<8}", fg=COLOURS[finding.state])
+            click.echo(f"{mark} {finding.name}: {finding.text}")
+    if as_json:
+        click.echo(orjson.dumps([asdict(finding) for finding in findings], option=orjson.OPT_INDENT_2))
+    if any(finding.state is doctor.State.FAILED for finding in findings):
+        raise click.exceptions.Exit(1)
 
 
 @click.command("start")
@@ -207,5 +230,16 @@ def write_openapi(path: Path, check: bool) -> None:
 
 def init_app(app: Flask) -> None:
     """Register the commands."""
-    for command in (users_cli, files_cli, payments_cli, ledger_cli, openapi_cli, seed, worker, housekeeping, start):
+    for command in (
+        users_cli,
+        files_cli,
+        payments_cli,
+        ledger_cli,
+        openapi_cli,
+        seed,
+        worker,
+        housekeeping,
+        examine,
+        start,
+    ):
         app.cli.add_command(command)

@@ -13,7 +13,7 @@ from sqlalchemy.engine import URL, make_url
 from werkzeug.local import LocalProxy
 
 from project.database import engine_options
-from project.environment import ConfigError, Reader, make_directory
+from project.environment import ConfigError, Network, Reader, make_directory
 from project.file_settings import Files, read_files
 from project.payment_settings import Payments, read_payments
 from project.secret_keys import read_jwt_keys, read_secret_key
@@ -50,6 +50,15 @@ class Limits:
     sync: str
 
 
+@dataclass(frozen=True)
+class Metrics:
+    """Where the processes of a machine add up what they count, who may see it, and where a worker shows it."""
+
+    directory: Path | None
+    networks: list[Network]
+    worker_address: tuple[str, int] | None
+
+
 @dataclass(frozen=True, repr=False)
 class Settings:
     """Every setting of the product, checked. It has no repr, so that no secret reaches a log by accident."""
@@ -65,6 +74,7 @@ class Settings:
     jwt_keys: dict[str, str]
     web_concurrency: int
     web_threads: int
+    drain_seconds: int
     log_level: str
     port: int
     public_url: str
@@ -76,6 +86,7 @@ class Settings:
     mail_from: str
     files: Files
     payments: Payments
+    metrics: Metrics
 
     @property
     def production(self) -> bool:
@@ -107,9 +118,8 @@ def load_config(env: Mapping[str, str] = os.environ) -> Settings:
     environment = read.parse("APP_ENV", "development", Environment, "development, testing or production")
     production = environment is Environment.PRODUCTION
     data_dir = Path(read.text("DATA_DIR", "instance")).absolute()
-    port = read.integer("PORT", 8000, at_least=1)
+    port, public_url = _own_address(read)
     database_url = _database_url(read, data_dir)
-    public_url = read.url("PUBLIC_URL", f"http://127.0.0.1:{port}", "http", "https")
     settings = Settings(
         environment=environment,
         debug=read.flag("DEBUG") | read.flag("FLASK_DEBUG"),
@@ -122,6 +132,7 @@ def load_config(env: Mapping[str, str] = os.environ) -> Settings:
         jwt_keys=read_jwt_keys(read, data_dir, required=production),
         web_concurrency=_web_concurrency(read, database_url),
         web_threads=read.integer("WEB_THREADS", 256, at_least=1, at_most=1024),
+        drain_seconds=read.integer("DRAIN_SECONDS", 0, at_most=60),
         log_level=_log_level(read),
         port=port,
         public_url=public_url,
@@ -133,9 +144,15 @@ def load_config(env: Mapping[str, str] = os.environ) -> Settings:
         mail_from=read.text("MAIL_FROM", "Project <no-reply@localhost>"),
         files=read_files(read, data_dir),
         payments=read_payments(read),
+        metrics=_metrics(read),
     )
     _check(read, settings)
     return settings
+
+
+def _own_address(read: Reader) -> tuple[int, str]:
+    port = read.integer("PORT", 8000, at_least=1)
+    return port, read.url("PUBLIC_URL", f"http://127.0.0.1:{port}", "http", "https")
 
 
 def _check(read: Reader, settings: Settings) -> None:
@@ -168,6 +185,17 @@ def _database_url(read: Reader, data_dir: Path) -> str:
         raise ConfigError(f"DATABASE_URL must be {expected}")
     # Absolute, since Flask-SQLAlchemy would look in a folder of its own.
     return url.set(drivername="sqlite", database=str(Path(url.database).absolute())).render_as_string()
+
+
+def _metrics(read: Reader) -> Metrics:
+    name = read.text("PROMETHEUS_MULTIPROC_DIR")
+    if name and not Path(name).is_dir():
+        raise ConfigError("PROMETHEUS_MULTIPROC_DIR must be a directory")
+    return Metrics(
+        directory=Path(name) if name else None,
+        networks=read.networks("METRICS_NETWORKS", "127.0.0.0/8,::1"),
+        worker_address=read.address("WORKER_METRICS_ADDRESS"),
+    )
 
 
 def _redis_url(read: Reader) -> str | None:

@@ -15,6 +15,7 @@ from limits.errors import StorageError
 from limits.storage import MemoryStorage
 from limits.strategies import FixedWindowRateLimiter, RateLimiter
 
+from project import metrics
 from project.config import settings
 from project.errors import RateLimited
 from project.extensions import limiter
@@ -129,6 +130,7 @@ def _counted(use: Callable[[RateLimiter], Any]) -> Any:
     try:
         return use(limiter.limiter)
     except StorageError:
+        metrics.LIMITS_UNSHARED.inc()
         logger.warning("rate_limit_storage_unavailable")
         return use(_fallback)
 

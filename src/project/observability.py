@@ -84,11 +84,16 @@ def readiness_check(app: Flask, name: str, check: Callable[[], object], *, essen
     checks[name] = _Check(check, essential)
 
 
+def configure_logs(config: Settings) -> None:
+    """Set up the one form of all lines of this process, which tells to which request each belongs."""
+    readable = config.environment is Environment.DEVELOPMENT
+    logs.configure(level=config.log_level, readable=readable, request_id=lambda: origin().request_id)
+
+
 def init_app(app: Flask) -> None:
     """Set up logging, request ids, the request log and the health endpoints."""
     config: Settings = app.extensions["settings"]
-    readable = config.environment is Environment.DEVELOPMENT
-    logs.configure(level=config.log_level, readable=readable, request_id=lambda: origin().request_id)
+    configure_logs(config)
     app.before_request(_begin)
     app.after_request(_finish)
     app.teardown_request(_end)
@@ -96,7 +101,7 @@ def init_app(app: Flask) -> None:
     app.wsgi_app = _answer_what_escapes(app)  # type: ignore[assignment, method-assign]
     app.extensions["readiness"] = {}
     readiness_check(app, "database", _database_answers)
-    readiness_check(app, "migrations", _migrations_are_done)
+    readiness_check(app, "migrations", migrations_are_done)
     if config.rate_limits:
         readiness_check(app, "rate_limits", _rate_limits_are_shared, essential=False)
     app.add_url_rule("/healthz", view_func=limiter.exempt(healthz))
@@ -248,19 +253,26 @@ def _database_answers() -> None:
     db.session.execute(text("SELECT 1"))
 
 
-def _migrations_are_done() -> None:
+def migrations_are_done() -> None:
+    """Raise unless the database is at the newest migration that this process knows, or at one that is newer.
+
+    A release migrates before its first server starts, and migrations leave what the release before it needs: servers
+    of that one go on.
+    """
     current = set(db.session.scalars(text("SELECT version_num FROM alembic_version")))
-    if current != _migration_heads():
+    if not current or current & _former_migrations():
         raise RuntimeError("the database is not at the newest migration")
 
 
-def _migration_heads() -> set[str]:
+def _former_migrations() -> set[str]:
     # Read once: what counts is the code that this process runs, also when newer files are put in place.
     extensions = current_app.extensions
-    if "migration_heads" not in extensions:
-        extensions["migration_heads"] = set(ScriptDirectory(extensions["migrate"].directory).get_heads())
-    heads: set[str] = extensions["migration_heads"]
-    return heads
+    if "former_migrations" not in extensions:
+        script = ScriptDirectory(extensions["migrate"].directory)
+        known = {revision.revision for revision in script.walk_revisions()}
+        extensions["former_migrations"] = known.difference(script.get_heads())
+    former: set[str] = extensions["former_migrations"]
+    return former
 
 
 def _rate_limits_are_shared() -> None:

@@ -16,6 +16,7 @@ from sqlalchemy import (
     String,
     Table,
     delete,
+    func,
     or_,
     select,
     text,
@@ -31,6 +32,14 @@ LONGEST_PAUSE = timedelta(hours=1)
 KEEP_FAILED = timedelta(days=7)
 # A job of a killed process runs again when its lock has expired; a living process renews it.
 LOCK = timedelta(seconds=30)
+
+
+@dataclass(frozen=True)
+class Backlog:
+    """The jobs that are due and not begun, and for how many seconds the oldest has been."""
+
+    waiting: int
+    lag: float
 
 
 @dataclass(frozen=True)
@@ -146,6 +155,13 @@ class LocalQueue:
             gone = local_jobs.c.cron.is_not(None) & local_jobs.c.task.not_in(list(crons))
             db.session.execute(delete(local_jobs).where(gone))
 
+    def backlog(self) -> Backlog:
+        """Return what is due and not begun."""
+        now = utcnow()
+        due = (local_jobs.c.failed_at.is_(None), local_jobs.c.run_at <= now, local_jobs.c.locked_until.is_(None))
+        count, oldest = db.session.execute(select(func.count(), func.min(local_jobs.c.run_at)).where(*due)).one()
+        return Backlog(count, (now - oldest).total_seconds() if oldest else 0)
+
     def forget_failed(self) -> None:
         """Delete the jobs that were given up a week ago or earlier."""
         with transaction():
@@ -158,6 +174,15 @@ class LocalQueue:
 def _next(cron: str) -> datetime:
     time: datetime = croniter(cron, utcnow()).get_next(datetime)
     return time.astimezone(UTC)
+
+
+# A job that was to run at once has no time; its event tells when it was made.
+_BACKLOG = """
+SELECT count(*), coalesce(extract(epoch FROM now() - min(coalesce(jobs.scheduled_at, events.at))), 0)
+FROM procrastinate_jobs jobs
+LEFT JOIN procrastinate_events events ON events.job_id = jobs.id AND events.type = 'deferred'
+WHERE jobs.status = 'todo' AND coalesce(jobs.scheduled_at, now()) <= now()
+"""
 
 
 class ProcrastinateQueue:
@@ -195,6 +220,11 @@ class ProcrastinateQueue:
         else:
             new = {"new_priority": None, "new_queue_name": None, "new_lock": None}
             self._call("retry_job", job_id=job.id, retry_at=retry_at, **new)
+
+    def backlog(self) -> Backlog:
+        """Return what is due and not begun."""
+        count, lag = db.session.execute(text(_BACKLOG)).one()
+        return Backlog(count, float(lag))
 
     def forget_failed(self) -> None:
         """Delete the jobs that were given up a week ago or earlier."""

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.http.client import Account, Api, problem, raw, raw_request
+from tests.http.client import PROXIED, Account, Api, problem, raw, raw_request
 from tests.http.tokens import changed
 
 
@@ -28,7 +28,8 @@ def test_two_authorizations_are_no_token(base_url: str, user: Account) -> None:
     header = f"Authorization: Bearer {user.access_token}"
     for headers in ([header, header], [header, "Authorization: Bearer x"], ["Authorization: Basic eDp4", header]):
         answer = raw(base_url, raw_request(base_url, "/v1/users/me", headers=headers))
-        assert (answer.status, json.loads(answer.body)["code"]) == (401, "token_required")
+        refusal = (answer.status, json.loads(answer.body)["code"])
+        assert refusal == (401, "token_required") or (PROXIED and refusal == (400, "bad_request"))
 
 
 def test_a_token_beyond_the_header_limit_is_431(base_url: str) -> None:

@@ -1,11 +1,12 @@
 """Paths, methods, hosts and headers that are refused over HTTP, in one shape and with the right code."""
 
 from collections.abc import Callable
+from http.client import BadStatusLine
 from uuid import UUID
 
 import pytest
 
-from tests.http.client import Account, Api, Outbox, problem, raw, raw_problem, raw_request
+from tests.http.client import PROXIED, Account, Api, Outbox, problem, raw, raw_problem, raw_request
 
 MISSING = "0190f8e2-5a3b-7c4d-8e9f-0a1b2c3d4e5f"
 
@@ -68,6 +69,9 @@ def test_a_path_that_does_not_exist_is_404_for_everybody(
 ) -> None:
     headers = [bearer(admin)] if caller == "admin" else []
     answer = raw(base_url, raw_request(base_url, target, headers=headers))
+    if PROXIED and "%00" in target:
+        raw_problem(answer, target, 400, "bad_request")
+        return
     path = target.replace("%ff", "%EF%BF%BD")  # what is not UTF-8 is told back as U+FFFD
     raw_problem(answer, path, 404, "not_found")
 
@@ -80,6 +84,8 @@ def test_a_method_that_does_not_exist_is_405_for_everybody(
     headers = [bearer(admin)] if caller == "admin" else []
     answer = raw(base_url, raw_request(base_url, "/v1/users/me", method=method, headers=headers))
     raw_problem(answer, "/v1/users/me", 405, "method_not_allowed")
+    if PROXIED and method in {"TRACE", "CONNECT"}:
+        return  # nginx refuses them for every path
     assert set(answer.headers["Allow"].split(", ")) == {"GET", "HEAD", "OPTIONS", "PATCH"}
 
 
@@ -172,12 +178,18 @@ def test_no_header_decides_where_a_mail_leads(
 def test_an_upgrade_is_declined(base_url: str, protocol: str) -> None:
     headers = [f"Upgrade: {protocol}", "HTTP2-Settings: AAMAAABkAAQAAP__"]
     request = raw_request(base_url, "/v1/users/me", headers=headers).replace(b": close", b": Upgrade, HTTP2-Settings")
-    raw_problem(raw(base_url, request, half_close=True), "/v1/users/me", 401, "token_required")
+    # nginx gives a client up that says it has no more to send.
+    raw_problem(raw(base_url, request, half_close=not PROXIED), "/v1/users/me", 401, "token_required")
 
 
 def test_http_1_0_is_served_and_0_9_is_not(base_url: str) -> None:
     request = raw_request(base_url, "/v1/users/me")
     raw_problem(raw(base_url, request.replace(b"HTTP/1.1", b"HTTP/1.0")), "/v1/users/me", 401, "token_required")
+    if PROXIED:
+        # In the manner of 0.9, whose answers have no status.
+        with pytest.raises(BadStatusLine, match="bad_request"):
+            raw(base_url, request.replace(b" HTTP/1.1", b""))
+        return
     assert raw(base_url, request.replace(b" HTTP/1.1", b"")).status == 400
 
 
@@ -202,7 +214,7 @@ def test_a_good_request_id_is_kept(anonymous: Api) -> None:
         ("No colon here", 400),
         ("X-Folded: 1\r\n  2", 400),
         ("X-Space : 1", 400),
-        ("Transfer-Encoding: xchunked", 501),
+        ("Transfer-Encoding: xchunked", 400),
         ("Transfer-Encoding: chunked\r\nContent-Length: 5", 400),
         ("Content-Length: 5\r\nContent-Length: 6", 400),
         ("Content-Length: +5", 400),

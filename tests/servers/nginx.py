@@ -1,4 +1,4 @@
-"""nginx in front of a running application, with the locations that send files (deploy/nginx-files.conf)."""
+"""nginx in front of a running application, with the locations that send files (deploy/nginx/files.conf)."""
 
 import os
 import shutil
@@ -67,7 +67,7 @@ def run_nginx(app_port: int, files_root: Path, port: int | None = None) -> Itera
             "port": port,
             "app_port": app_port,
             "files_root": files_root,
-            "snippet": ROOT / "deploy" / "nginx-files.conf",
+            "snippet": ROOT / "deploy" / "nginx" / "files.conf",
         }
         config.write_text(CONFIG.format_map(settings))
         # Without -e it would first try to write to /var/log.

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from sqlalchemy import and_, select, update
 
-from project import audit
+from project import audit, metrics
 from project.auth.links import send_notice, send_verification
 from project.auth.models import KnownNetwork, Session
 from project.auth.passwords import hash_password, hashing, needs_rehash, verify_password
@@ -70,6 +70,7 @@ def login(*, email: str, password: str) -> SignIn:
         # The same work for each cause, an unverified account with the right password included.
         with transaction():
             defer(after_refusal, email=email, password_fits=fits)
+        metrics.LOGINS.labels("failure").inc()
         logger.info("login_refused")
         raise InvalidCredentials()
     sign_in = _open_session(user, password, client_network)
@@ -130,6 +131,7 @@ def _open_session(user: User, password: str, client_network: str) -> SignIn:
         db.session.add(session)
         _remember_network(user.id, client_network, now)
         audit.record("login", actor_id=user.id, target_type="session", target_id=session.id)
+    metrics.LOGINS.labels("success").inc()
     return SignIn(session, admitted, fresh=True)
 
 

@@ -27,7 +27,7 @@ BLOCK = 64 * 1024  # bytes; what is read at once where the server has no sendfil
 REDIRECT_SECONDS = 60
 # Whatever the bytes are, a browser that shows them runs nothing and they belong to no origin.
 SANDBOX = "default-src 'none'; sandbox"
-# The locations of deploy/nginx-files.conf: one that reads the Range header, and one that does not.
+# The locations of deploy/nginx/files.conf: one that reads the Range header, and one that does not.
 NGINX_PART = "/_files/"
 NGINX_WHOLE = "/_files-whole/"
 # One range, from-to, from- or -length. Numbers of eighteen digits reach an exabyte; nginx stops at 2^63.

@@ -10,7 +10,7 @@ from uuid import UUID
 
 from sqlalchemy import case, delete, func, select, update
 
-from project import audit
+from project import audit, metrics
 from project.config import settings
 from project.database import db, insert, transaction
 from project.errors import PayloadTooLarge
@@ -60,6 +60,7 @@ def reserve(user_id: UUID, size: int) -> None:
     statement = update(StorageUsage).where(StorageUsage.user_id == user_id, room)
     reserved = statement.values(reserved=StorageUsage.reserved + size).returning(StorageUsage.user_id)
     if db.session.scalar(reserved) is None:
+        metrics.QUOTA_REFUSALS.inc()
         raise QuotaExceeded()
 
 

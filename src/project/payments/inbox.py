@@ -8,8 +8,9 @@ from http import HTTPStatus
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import select, update
+from sqlalchemy import func, select, update
 
+from project import metrics
 from project.config import settings
 from project.database import db, give_back, insert, transaction, utcnow, uuid7
 from project.errors import Conflict, NotFound
@@ -48,7 +49,9 @@ def receive(event: Event, payload: str, *, provider: str) -> None:
     # A look first: it takes no lock, and a provider that repeats itself does so often.
     known = _find(provider, event)
     if known is None and _store(event, payload, provider=provider):
+        metrics.WEBHOOKS.labels("received").inc()
         return
+    metrics.WEBHOOKS.labels("repeated").inc()
     known = known or _find(provider, event)
     if known is not None and not _is_same(known, event, payload):
         # Whoever has the secret sends other news under the name of old ones.
@@ -163,6 +166,11 @@ def purge_payloads() -> None:
         db.session.execute(update(WebhookEvent).where(old, WebhookEvent.payload.is_not(None)).values(payload=None))
 
 
+@metrics.measured("webhook_events_waiting", "Webhook events that were not acted on yet.")
+def _count_waiting() -> float:
+    return db.session.scalar(select(func.count()).where(WebhookEvent.status.in_(WAITING))) or 0
+
+
 def _begin(event_id: UUID) -> WebhookEvent | None:
     waiting = update(WebhookEvent).where(WebhookEvent.id == event_id, WebhookEvent.status.in_(WAITING))
     with transaction():
@@ -177,6 +185,7 @@ def _end(event: WebhookEvent, status: EventStatus, *, error: str | None = None) 
     done = None if status is EventStatus.FAILED else utcnow()
     mine = update(WebhookEvent).where(WebhookEvent.id == event.id, WebhookEvent.status.in_(WAITING))
     values = {"status": status, "last_error": error, "processed_at": done}
+    metrics.EVENTS.labels(status).inc()
     with transaction():
         counted = db.session.scalar(mine.values(values).returning(WebhookEvent.id)) is not None
         if counted and status is EventStatus.PROCESSED and event.type == _FAILED_ATTEMPT:

@@ -13,6 +13,7 @@ from typing import TypeVar
 from sqlalchemy import exists, select, update
 from sqlalchemy.exc import OperationalError
 
+from project import metrics
 from project.database import db, give_back, transaction, utcnow
 from project.jobs import periodic
 from project.locks import AlreadyRunning, alone
@@ -84,8 +85,10 @@ def reconcile_regularly() -> None:
     except AlreadyRunning:
         return
     for found in report.discrepancies:
+        metrics.DISCREPANCIES.inc()
         logger.error("payments_discrepancy", extra={"reason": found})
     if report.unavailable:
+        metrics.UNANSWERED.inc(report.unavailable)
         logger.error("payments_provider_unavailable", extra={"count": report.unavailable})
 
 

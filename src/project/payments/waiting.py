@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, and_, or_, select
+from sqlalchemy import ColumnElement, Select, and_, func, or_, select
 from sqlalchemy.orm import InstrumentedAttribute
 
+from project import metrics
 from project.config import settings
 from project.database import db, utcnow
 from project.payments.expiry import is_over, waits_for_customer
@@ -24,6 +25,10 @@ HOUR = timedelta(hours=1)
 EVENT_LASTS = timedelta(days=3)
 # An authorisation lapses after seven days.
 CAPTURE_BY = timedelta(days=6)
+# Reconciliation runs every five minutes; what it did not settle twice it does not settle by itself.
+SETTLED_BY = timedelta(minutes=10)
+# How old the payments are at most that the numbers for monitoring tell of.
+COUNTED = timedelta(days=90)
 
 
 def lost_creates(settled: timedelta) -> Sequence[Payment]:
@@ -106,3 +111,20 @@ def _payments(*conditions: ColumnElement[bool], oldest: InstrumentedAttribute[An
 
 def _fresh(statement: Select[Any]) -> Sequence[Any]:
     return db.session.scalars(statement, execution_options={"populate_existing": True}).all()
+
+
+@metrics.measured("payments_needing_review", "Payments at which a person has to look.")
+def _count_needing_review() -> float:
+    return _count(Payment.needs_review.is_(True))
+
+
+@metrics.measured("payments_unsettled", "Payments with a step whose outcome has been unknown for ten minutes.")
+def _count_unsettled() -> float:
+    late = utcnow() - SETTLED_BY
+    lost = and_(Payment.status == PaymentStatus.CREATED, Payment.created_at < late)
+    return _count(or_(lost, and_(Payment.pending_operation.is_not(None), Payment.updated_at < late)))
+
+
+def _count(condition: ColumnElement[bool]) -> float:
+    recent = Payment.created_at > utcnow() - COUNTED  # there is an index of this
+    return db.session.scalar(select(func.count()).select_from(Payment).where(_ours(), recent, condition)) or 0

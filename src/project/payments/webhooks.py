@@ -7,6 +7,7 @@ from typing import Any
 
 from flask import request
 
+from project import metrics
 from project.config import settings
 from project.database import utcnow
 from project.errors import BadRequest, NotFound
@@ -46,6 +47,7 @@ def signed(provider: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
                     raw, request.headers.get("Stripe-Signature"), secrets=_secrets(), now=utcnow()
                 )
             except BadSignature as error:
+                metrics.WEBHOOKS.labels("invalid_signature").inc()
                 # Mostly it is a secret that somebody has set wrong, who looks here.
                 logger.warning("webhook_refused", extra={"reason": str(error)})
                 raise InvalidSignature() from error
