@@ -219,15 +219,6 @@ def at_once() -> bool:
     return True
 
 
-def listens(port: int) -> bool:
-    """Tell whether something listens there."""
-    try:
-        with socket.create_connection(("127.0.0.1", port), timeout=1):
-            return True
-    except OSError:
-        return False
-
-
 def answers(port: int) -> bool:
     """Tell whether what is there is ready."""
     try:

@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import NoReturn
 from urllib.parse import unquote, urlsplit
 
-from deploy.parts import PYTHON, ROOT, START_SECONDS, Backing, Part, Server, StackError, answers, listens, say
+from deploy.parts import PYTHON, ROOT, START_SECONDS, Backing, Part, Server, StackError, answers, say
 from tests.servers import CREDENTIALS, NGINX, create_database, make_bucket, run_s3
 from tests.servers.postgres import SAFE, run_cluster
-from tests.servers.process import ServerFailedError
+from tests.servers.process import ServerFailedError, listens
 from tests.servers.valkey import Valkey
 
 SERVERS = 2  # as many as deploy/nginx/upstream.conf has

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from urllib.parse import unquote, urlsplit
 
 from tests.servers import NGINX
 from tests.servers.app import ROOT
-from tests.servers.process import free_port, running, scratch_directory
+from tests.servers.process import free_port, listens, running, scratch_directory
 
 # What each machine has of its own.
 LOCAL = """{user}
@@ -65,13 +64,5 @@ def run_front(app_port: int, storage_url: str) -> Iterator[Front]:
         for name, text in {"local": LOCAL, "listen": LISTEN, "upstream": UPSTREAM}.items():
             (folder / f"{name}.conf").write_text(text.format_map(known))
         command = [NGINX, "-e", "stderr", "-p", str(folder), "-c", str(folder / "nginx.conf")]
-        with running(command, log=folder / "log", ready=lambda: _listens(port)):
+        with running(command, log=folder / "log", ready=lambda: listens(port)):
             yield Front(f"http://127.0.0.1:{port}", folder / "access.log")
-
-
-def _listens(port: int) -> bool:
-    try:
-        with socket.create_connection(("127.0.0.1", port), timeout=1):
-            return True
-    except OSError:
-        return False
