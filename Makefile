@@ -2,16 +2,17 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INPUTS := setup.cfg pyproject.toml requirements/install.py
-# One worker per core; `make test ARGS="-n0 -k login"` runs a few tests in this process.
-ARGS ?= -n auto
+# One worker per core; `make test ARGS="-n0 -k login"` runs a few tests in this process. What shares a group of servers
+# (xdist_group) runs in one of them, so that the servers are started once.
+ARGS ?= -n auto --dist loadgroup
 
 # Commands that need the application and must not touch the developer's data: a directory that goes away.
 SCRATCH = dir=$$(mktemp -d) && trap 'rm -rf "$$dir"' EXIT && \
 	export APP_ENV=testing DATA_DIR="$$dir" && unset DATABASE_URL REDIS_URL &&
 
 .DEFAULT_GOAL := help
-.PHONY: help run stack test bench check format-check lint types imports lock-check migrations-check openapi-check \
-	security coverage audit format lock clean
+.PHONY: help run stack chaos test bench check format-check lint types imports lock-check migrations-check \
+	openapi-check security coverage audit format lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  \033[1m%-18s\033[0m %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -21,6 +22,9 @@ run: .venv/main.stamp ## Start the server (PORT=8000 DATA_DIR=./instance); the f
 
 stack: .venv/dev.stamp ## Start the production topology: nginx, two servers, a worker, PostgreSQL, Valkey, S3 (PORT, DATA_DIR)
 	@exec $(BIN)/python -m deploy.stack
+
+chaos: .venv/dev.stamp ## Break each part of that topology under load, and print what came of it (CHAOS_SECONDS=10)
+	@$(BIN)/python -m tests.chaos
 
 test: .venv/dev.stamp ## Run the tests (ARGS="-k login" for some of them)
 	@$(BIN)/pytest $(ARGS)
@@ -58,7 +62,7 @@ security: .venv/dev.stamp ## Look for insecure code
 
 # Business rules live in the services, so there every line and branch has a test.
 coverage: .venv/dev.stamp ## Run the tests and demand their coverage
-	@$(MAKE) --no-print-directory test ARGS="-n auto --cov --cov-report=term"
+	@$(MAKE) --no-print-directory test ARGS="-n auto --dist loadgroup --cov --cov-report=term"
 	@$(BIN)/coverage report --include='src/project/*/service.py' --fail-under=100
 
 audit: .venv/dev.stamp ## Look for known vulnerabilities in what is locked (asks the network, so not in check)

@@ -2,36 +2,36 @@
 
 nginx, two servers of two processes each, a worker, and, where no URL names another, PostgreSQL, Valkey and an S3. Those
 three live as long as the stack, with all that is in them; secrets, mails and logs stay in DATA_DIR. DATA_DIR/stack.env
-says how to reach everything. HUP rolls the servers: for each in turn a new one is started, nginx is told of it, and the
-old one ends what it has begun and stops.
+says how to reach everything. HUP rolls the servers: for each in turn a new one is started on the same socket, and when
+it is ready the old one ends what it has begun and stops.
 """
 
 import os
+import queue
+import re
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import NoReturn
+from urllib.parse import unquote, urlsplit
 
-import requests
+from deploy.parts import PYTHON, ROOT, START_SECONDS, Backing, Part, Server, StackError, answers, say
+from tests.servers import CREDENTIALS, NGINX, create_database, make_bucket, run_s3
+from tests.servers.postgres import SAFE, run_cluster
+from tests.servers.process import ServerFailedError, listens
+from tests.servers.valkey import Valkey
 
-from tests.servers import CREDENTIALS, NGINX, create_database, make_bucket, run_postgres, run_s3, run_valkey
-from tests.servers.process import ServerFailedError, free_port, running
-
-ROOT = Path(__file__).resolve().parents[1]
-PYTHON = sys.executable
-SERVERS = 2
+SERVERS = 2  # as many as deploy/nginx/upstream.conf has
 PROCESSES = "2"
+# Longer than nginx keeps idle connections to a server (deploy/nginx/upstream.conf).
+DRAIN_SECONDS = "2"
 POLL_SECONDS = 0.2
-READY_SECONDS = 30
-# How long nginx may take to finish what it has begun with a server that is taken out.
-LEAVE_SECONDS = 10
 LOCAL = """{user}
 daemon off;
 pid {folder}/pid;
@@ -60,38 +60,6 @@ server {{
 SPOOLS = ("proxy", "fastcgi", "uwsgi", "scgi")
 
 
-class StackError(Exception):
-    """Something that the stack needs is missing."""
-
-
-class Part:
-    """A process of the stack that is started again when it ends."""
-
-    def __init__(
-        self, name: str, command: list[str], env: dict[str, str], logs: Path, ready: Callable[[], bool]
-    ) -> None:
-        self.name = name
-        self._command, self._env, self._log, self._ready = command, env, logs / f"{name}.log", ready
-        self._running = ExitStack()
-        self.process: subprocess.Popen[bytes]
-
-    def start(self) -> None:
-        """Start it and wait until it is ready."""
-        started = running(
-            self._command, log=self._log, ready=self._ready, env=self._env, cwd=ROOT, seconds=READY_SECONDS
-        )
-        self.process = self._running.enter_context(started)
-
-    def stop(self) -> None:
-        """End it in good order and wait for that."""
-        self._running.close()
-
-    def restart(self) -> None:
-        """Start it again after it has ended."""
-        self.stop()
-        self.start()
-
-
 class Stack:
     """Everything that runs."""
 
@@ -99,10 +67,13 @@ class Stack:
         self.folder, self.port = folder, port
         self.logs, self.nginx_folder = folder / "logs", folder / "nginx"
         self.env: dict[str, str] = {}
-        self.ports = [free_port() for _ in range(SERVERS)]
-        self.servers: list[Part] = []
+        self.servers: list[Server] = []
         self.parts: list[Part] = []
+        self.backing: list[Backing] = []
         self.wants_roll = False
+        # Something for each signal; unlike events and conditions it may be used by their handlers.
+        self.signals: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self._pids = ""
 
     def start(self, backing: ExitStack) -> None:
         """Start all of it; what was started is ended by `backing`."""
@@ -121,24 +92,13 @@ class Stack:
         )
         if upgrade.returncode:
             raise StackError(f"The database could not be migrated.\n{upgrade.stderr[-2000:]}")
-        self.servers = [self._server(number, port) for number, port in enumerate(self.ports, start=1)]
-        worker = Part("worker", [PYTHON, "-m", "flask", "worker"], self.env, self.logs, lambda: True)
+        self.servers = [Server(f"server{number}", self.env, self.logs) for number in range(1, SERVERS + 1)]
         self._configure_nginx()
-        command = [
-            str(NGINX),
-            "-e",
-            "stderr",
-            "-p",
-            str(self.nginx_folder),
-            "-c",
-            str(self.nginx_folder / "nginx.conf"),
-        ]
-        self.nginx = Part("nginx", command, self.env, self.logs, lambda: listens(self.port))
-        self.parts = [*self.servers, worker, self.nginx]
         backing.callback(self.stop)
-        for part in self.parts:
+        for part in self._all_parts():
             say(f"starting {part.name}")
             part.start()
+            self.parts.append(part)
         wait_for(lambda: answers(self.port), f"http://127.0.0.1:{self.port}/readyz is not 200")
         self._write_pids()
 
@@ -146,6 +106,19 @@ class Stack:
         """End all of it, nginx first."""
         for part in reversed(self.parts):
             part.stop()
+            if part.name == "nginx":  # nobody comes any more; at a second TERM, that of stop(), a server does not drain
+                for server in self.servers:
+                    server.process.terminate()
+
+    def _all_parts(self) -> list[Part]:
+        worker = [PYTHON, "-m", "flask", "worker"]
+        configuration = str(self.nginx_folder / "nginx.conf")
+        nginx = [str(NGINX), "-e", "stderr", "-p", str(self.nginx_folder), "-c", configuration]
+        return [
+            *self.servers,
+            Part("worker", worker, self.env, self.logs, lambda: True),
+            Part("nginx", nginx, self.env, self.logs, lambda: listens(self.port)),
+        ]
 
     def _environment(self, backing: ExitStack) -> dict[str, str]:
         """Return the settings of the servers: what the caller has set, and else the stack's own."""
@@ -160,15 +133,21 @@ class Stack:
             "PUBLIC_URL": f"http://127.0.0.1:{self.port}",
             "PROXY_HOPS": "1",
             "WEB_CONCURRENCY": PROCESSES,
+            "DRAIN_SECONDS": DRAIN_SECONDS,
             "PROMETHEUS_MULTIPROC_DIR": str(metrics),
             **self._secrets(),
         }
         if "DATABASE_URL" not in given:
             say("starting postgresql")
-            own["DATABASE_URL"] = create_database(backing.enter_context(run_postgres()), "project")
+            postgres = backing.enter_context(run_cluster(SAFE))
+            self.backing.append(Backing("postgresql", postgres))
+            own["DATABASE_URL"] = create_database(postgres.url, "project")
         if "REDIS_URL" not in given:
             say("starting valkey")
-            own["REDIS_URL"] = f"{backing.enter_context(run_valkey())}/0"
+            valkey = Valkey()
+            backing.callback(valkey.stop)
+            self.backing.append(Backing("valkey", valkey))
+            own["REDIS_URL"] = f"{valkey.url}/0"
         if "STORAGE_URL" not in given:
             say("starting s3")
             own |= {"STORAGE_URL": make_bucket(backing.enter_context(run_s3()), "project"), **CREDENTIALS}
@@ -197,95 +176,63 @@ class Stack:
         documented = {line.partition("=")[0] for line in (ROOT / ".env.example").read_text().splitlines()}
         return name in documented or name.startswith("AWS_")
 
+    def _watched(self) -> list[Backing | Part]:
+        return [*self.backing, *self.parts]
+
     def _write_pids(self) -> None:
         """Write which process is which, for those who want to see what happens without it."""
-        lines = [f"{part.name} {part.process.pid}\n" for part in self.parts]
-        (self.folder / "stack.pids").write_text("".join([f"stack {os.getpid()}\n", *lines]))
-
-    def _server(self, number: int, port: int) -> Part:
-        command = [PYTHON, "-m", "gunicorn", "-c", "deploy/gunicorn.conf.py", "wsgi:app"]
-        return Part(f"server{number}", command, {**self.env, "PORT": str(port)}, self.logs, lambda: answers(port))
+        text = "".join(f"{part.name} {part.pid}\n" for part in self._watched())
+        if text != self._pids:
+            self._pids = text
+            path = self.folder / "stack.pids"
+            path.with_suffix(".new").write_text(f"stack {os.getpid()}\n{text}")
+            path.with_suffix(".new").replace(path)  # nobody reads half of it
 
     def _configure_nginx(self) -> None:
         for source in (ROOT / "deploy" / "nginx").glob("*.conf"):
             shutil.copy(source, self.nginx_folder)
         user = "user root;" if os.geteuid() == 0 else ""  # else it would become nobody, who may not come here
-        known = {"user": user, "folder": self.nginx_folder, "port": self.port, "files": self.folder / "files"}
+        files = unquote(urlsplit(self.env["STORAGE_URL"]).path)  # which nobody looks at where they are in a bucket
+        known = {"user": user, "folder": self.nginx_folder, "port": self.port, "files": files}
         (self.nginx_folder / "local.conf").write_text(LOCAL.format(**known))
         (self.nginx_folder / "listen.conf").write_text(LISTEN.format(**known))
         self._write_upstreams()
 
     def _write_upstreams(self) -> None:
-        servers = "".join(f"    server 127.0.0.1:{port} max_fails=2 fail_timeout=2s;\n" for port in self.ports)
+        """Put the addresses of the servers, which stay, in the place of those of the example."""
+        path = self.nginx_folder / "upstream.conf"
+        servers = iter(self.servers)
+        text = re.sub(r"(?<=server 127\.0\.0\.1:)\d+", lambda _: str(next(servers).port), path.read_text())
         spools = "".join(f"{name}_temp_path {self.nginx_folder}/{name};\n" for name in SPOOLS)
-        text = f"{spools}upstream project {{\n    zone project 64k;\n{servers}    keepalive 64;\n}}\n"
-        (self.nginx_folder / "upstream.conf").write_text(text)
+        path.write_text(spools + text)
 
     def supervise(self) -> NoReturn:
         """Start again whatever ends, and roll the servers when asked to."""
+        rolling = None
         while True:
-            time.sleep(POLL_SECONDS)
-            for part in self.parts:
-                if part.process.poll() is not None:
-                    say(f"{part.name} ended with {part.process.returncode}; starting it again")
-                    part.restart()
-                    self._write_pids()
-            if self.wants_roll:
-                self.wants_roll = False
-                self.roll()
+            with suppress(queue.Empty):
+                self.signals.get(timeout=POLL_SECONDS)
+            for part in self._watched():
+                part.look_after()
+            if rolling is None and self.wants_roll:
+                self.wants_roll, rolling = False, self.roll()
+            if rolling is not None and next(rolling, "done") == "done":
+                rolling = None
+            self._write_pids()
 
-    def roll(self) -> None:
-        """Replace one server after the other, so that no request meets one that is going."""
-        for number, old in enumerate(self.servers):
-            say(f"rolling {old.name}")
-            port = free_port()
-            new = self._server(number + 1, port)
-            new.start()
-            self.ports[number], self.servers[number] = port, new
-            self.parts[number] = new
-            self._write_upstreams()
-            self._reload_nginx()
-            old.stop()
-        self._write_pids()
-        say("rolled")
-
-    def _reload_nginx(self) -> None:
-        """Let nginx read its configuration, and wait for those of its processes that know the former."""
-        before = children(self.nginx.process.pid)
-        self.nginx.process.send_signal(signal.SIGHUP)
-        deadline = time.monotonic() + LEAVE_SECONDS
-        while time.monotonic() < deadline:
-            time.sleep(POLL_SECONDS)
-            now = children(self.nginx.process.pid)
-            if now and not now & before:
+    def roll(self) -> Iterator[None]:
+        """Replace one server after the other; yield while there is something to wait for."""
+        for server in self.servers:
+            say(f"rolling {server.name}")
+            if not (yield from server.replace()):
+                say("not rolled")
                 return
-
-
-def children(pid: int) -> set[str]:
-    """Return the processes that a process has started."""
-    return set(Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+        say("rolled")
 
 
 def quoted(value: str) -> str:
     """Return a value as a shell and `.env` files read it."""
     return value if all(char.isalnum() or char in "_-./:@%+=," for char in value) else f'"{value}"'
-
-
-def listens(port: int) -> bool:
-    """Tell whether something listens there."""
-    try:
-        with socket.create_connection(("127.0.0.1", port), timeout=1):
-            return True
-    except OSError:
-        return False
-
-
-def answers(port: int) -> bool:
-    """Tell whether what is there is ready."""
-    try:
-        return requests.get(f"http://127.0.0.1:{port}/readyz", timeout=5).status_code == requests.codes.ok
-    except requests.RequestException:
-        return False
 
 
 def wait_for(ready: Callable[[], bool], complaint: str) -> None:
@@ -294,16 +241,11 @@ def wait_for(ready: Callable[[], bool], complaint: str) -> None:
     Raises:
         StackError: it took too long.
     """
-    deadline = time.monotonic() + READY_SECONDS
+    deadline = time.monotonic() + START_SECONDS
     while not ready():
         if time.monotonic() > deadline:
             raise StackError(complaint)
         time.sleep(POLL_SECONDS)
-
-
-def say(text: str) -> None:
-    """Tell how far it is."""
-    print(f"stack: {text}", flush=True)  # noqa: T201 - a command
 
 
 def check_machine(port: int) -> None:
@@ -328,12 +270,14 @@ def main() -> None:
             signal.signal(number, signal.SIG_IGN)
         sys.exit(0)
 
-    def roll(*_: object) -> None:
-        stack.wants_roll = True
+    def wake(number: int, _: object) -> None:
+        stack.wants_roll |= number == signal.SIGHUP
+        stack.signals.put(number)
 
     signal.signal(signal.SIGTERM, end)
     signal.signal(signal.SIGINT, end)
-    signal.signal(signal.SIGHUP, roll)
+    signal.signal(signal.SIGHUP, wake)
+    signal.signal(signal.SIGCHLD, wake)
     try:
         check_machine(port)
         with ExitStack() as backing:

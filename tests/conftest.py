@@ -3,8 +3,9 @@
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import flask_migrate
@@ -33,6 +34,27 @@ ENV = {
     "MAIL_URL": "memory://outbox",
     "PUBLIC_URL": "http://localhost",
 }
+# None of these asks which database it is on.
+FEATURES = tuple(Path(__file__).parent / name for name in ("auth", "files", "payments", "users"))
+# Each commit to SQLite waits for the disk, which takes longer than most tests do otherwise.
+MEMORY = Path("/dev/shm")
+ROOM = 2 * 1024**3  # bytes; in containers there is often little
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what is slow, and measure coverage only where there is some to be seen: it doubles what a test costs.
+
+    Servers are processes of their own, and what a feature does on PostgreSQL it does on SQLite too.
+    """
+    # Else one worker may be alone with it at the end. Those that share servers come to one worker so, too.
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    known = {item.nodeid for item in items}
+    for item in items:
+        twin = item.nodeid.replace("sqlite", "postgresql")
+        is_second = twin != item.nodeid and twin in known and any(folder in item.path.parents for folder in FEATURES)
+        if is_second or item.get_closest_marker("server"):
+            item.add_marker("no_cover")
 
 
 class Databases:
@@ -43,6 +65,7 @@ class Databases:
         self._postgres = postgres
         self._worker = worker
         self._apps: dict[str, Flask] = {}
+        self._delete = ""
 
     def empty_app(self, kind: str) -> Flask:
         """Return the application on an empty, migrated database."""
@@ -78,14 +101,14 @@ class Databases:
 
     def _empty_postgresql(self, app: Flask) -> None:
         with app.app_context(), db.engine.connect() as connection:
-            tables = connection.scalars(
-                text("SELECT tablename FROM pg_tables WHERE schemaname = 'public' AND tablename <> 'alembic_version'")
-            ).all()
-            # As a replica: without the triggers of the audit log and the checks of foreign keys. TRUNCATE takes longer.
-            connection.execute(text("SET session_replication_role = replica"))
-            for table in tables:
-                connection.execute(text(f"DELETE FROM {table}"))
-            connection.execute(text("RESET session_replication_role"))
+            if not self._delete:
+                query = "SELECT tablename FROM pg_tables WHERE schemaname = 'public' AND tablename <> 'alembic_version'"
+                deletes = "; ".join(f"DELETE FROM {table}" for table in connection.scalars(text(query)))
+                # As a replica: without the triggers of the audit log and the checks of foreign keys, all in one go.
+                # TRUNCATE takes longer.
+                role = "session_replication_role"
+                self._delete = f"SET {role} = replica; {deletes}; RESET {role}"
+            connection.exec_driver_sql(self._delete)
 
     def close(self) -> None:
         """Close the connections; the servers and files are thrown away anyway."""
@@ -113,9 +136,13 @@ def databases(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, worker_id: str
 ) -> Iterator[Databases]:
     """The databases of this worker; PostgreSQL is started when the first test wants it."""
-    found = Databases(tmp_path_factory.mktemp("databases"), lambda: request.getfixturevalue("postgres_url"), worker_id)
-    yield found
-    found.close()
+    with ExitStack() as kept:
+        folder = tmp_path_factory.mktemp("databases")
+        if MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > ROOM:
+            folder = Path(kept.enter_context(TemporaryDirectory(dir=MEMORY, prefix="project-databases-")))
+        found = Databases(folder, lambda: request.getfixturevalue("postgres_url"), worker_id)
+        yield found
+        found.close()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -1,7 +1,6 @@
 """What operators install is sound, names nothing that does not exist, and is what docs/operations.md says."""
 
 import configparser
-import os
 import re
 import shutil
 import subprocess
@@ -172,20 +171,6 @@ def test_servers_and_worker_of_a_machine_count_in_one_folder_that_outlives_them(
         assert "PROMETHEUS_MULTIPROC_DIR=%t/project/metrics" in (DEPLOY / "systemd" / name).read_text()
 
 
-def test_a_worker_takes_away_what_a_killed_one_had_in_use(tmp_path):
-    [line] = re.findall(
-        r"^ExecStartPre=/bin/sh -c '(.*?)'$",
-        (DEPLOY / "systemd" / "project-worker.service").read_text(),
-        re.MULTILINE | re.DOTALL,
-    )
-    alive = f"gauge_livesum_{os.getpid()}.db"
-    for name in (alive, "gauge_livesum_4194999.db", "counter_4194999.db"):
-        (tmp_path / name).touch()
-    script = line.replace("\\\n", "").replace("$$", "$").replace("%%", "%")
-    subprocess.run(["/bin/sh", "-c", script], env={"PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}, check=True)
-    assert {path.name for path in tmp_path.iterdir()} == {alive, "counter_4194999.db"}
-
-
 @pytest.mark.parametrize("path", [path for path in UNITS if path.suffix == ".timer"], ids=lambda path: path.name)
 def test_a_timer_has_its_service(path):
     assert path.with_suffix(".service") in SERVICES
@@ -273,7 +258,7 @@ def test_containers_name_only_settings_and_files_that_exist():
         used = set(service.get("networks", [])) | {each.partition(":")[0] for each in service.get("volumes", [])}
         for each in used:
             known = COMPOSE["networks"].keys() | COMPOSE["volumes"].keys()
-            assert each in known or each.startswith("/etc/project/") or (DEPLOY / each).is_file()
+            assert each in known or each.startswith("/etc/project/") or (DEPLOY / each).exists()
         assert set(service.get("depends_on", {})) <= set(COMPOSE["services"])
 
 

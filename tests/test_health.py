@@ -1,6 +1,7 @@
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from flask import Flask
@@ -12,6 +13,7 @@ from project import observability
 from project.database import db, transaction
 from project.extensions import limiter
 from project.observability import readiness_check
+from tests.conftest import ENV, migrated
 from tests.observed_app import make_app
 from tests.small_app import small_app
 
@@ -100,6 +102,20 @@ def test_a_newer_migration_on_disk_does_not_unready_a_running_process(ready_app,
     assert client.get("/readyz").status_code == 200
     (tmp_path / "migrations/versions/b2.py").write_text("revision = 'b2'\ndown_revision = 'a1'\n")
     assert client.get("/readyz").status_code == 200
+
+
+def test_a_process_whose_storage_is_away_says_so_and_serves_all_else(tmp_path):
+    app = migrated({**ENV, "DATA_DIR": str(tmp_path)})
+    folder = tmp_path / "files"
+
+    def storage() -> tuple[int, Any]:
+        response = app.test_client().get("/readyz")
+        return response.status_code, response.get_json()["data"]["checks"]["storage"]
+
+    folder.rename(tmp_path / "away")
+    assert storage() == (200, "degraded")
+    (tmp_path / "away").rename(folder)
+    assert storage() == (200, "ok")
 
 
 def test_limits_that_are_not_shared_degrade_but_do_not_unready(ready_app):

@@ -14,7 +14,9 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from project import errors, logs
+from tests.conftest import ENV, migrated
 from tests.observed_app import lines, make_app
+from tests.servers import run_server
 
 SOURCE = Path(logs.__file__).parent
 
@@ -212,8 +214,25 @@ def test_gunicorn_speaks_in_the_same_form(tmp_path, capsys):
     gunicorn.propagate = False
     make_app(tmp_path)
     gunicorn.info("Booting worker with pid: %s", 12)
-    (line,) = lines(capsys)
-    assert (line["event"], line["logger"]) == ("Booting worker with pid: 12", "gunicorn.error")
+    gunicorn.info("Handling signal: %s", "term")
+    gunicorn.error("Error handling request %s", "/v1/shares/secret-token")
+    assert [(line["event"], line["logger"]) for line in lines(capsys)] == [
+        ("Booting worker with pid: 12", "gunicorn.error"),
+        ("Handling signal: term", "gunicorn.error"),
+        ("Error handling request …", "gunicorn.error"),
+    ]
+
+
+@pytest.mark.server
+def test_every_line_of_a_server_has_the_same_form_from_the_first_on(tmp_path):
+    env = {**ENV, "DATA_DIR": str(tmp_path / "data")}
+    migrated(env)
+    with run_server(env) as server:
+        server.process.terminate()
+        server.process.wait(40)
+        events = [json.loads(line)["event"] for line in server.log.splitlines()]
+    assert events[0].startswith("Starting gunicorn")
+    assert {"request", "Handling signal: term", "Shutting down: Master"} <= set(events)
 
 
 @pytest.mark.parametrize("name", ["werkzeug", "gunicorn.access", "alembic", "sqlalchemy.engine"])

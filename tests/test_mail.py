@@ -59,7 +59,7 @@ def test_anything_but_one_address_is_refused(app, to):
 
 
 def test_a_subject_with_a_line_break_is_refused(app):
-    message = mail.Message("x", "ann@example.com", "Hello\r\nBcc: eve@example.com", "text\n", "html\n", {})
+    message = mail.Message("id", "x", "ann@example.com", "Hello\r\nBcc: eve@example.com", "text\n", "html\n", {})
     with pytest.raises(ValueError, match="linefeed or carriage return"):
         mail._compose(message)
 
@@ -152,6 +152,14 @@ def test_files_sort_by_time_and_are_for_the_owner_only(app):
     assert len(names) == len(TEMPLATES)
     assert {path.stat().st_mode & 0o777 for path in outbox.iterdir()} == {0o600}
     assert outbox.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_mail_that_is_written_twice_is_one(app):
+    message = mail._render("password_changed", to="ann@example.com", context={})
+    for _ in range(2):
+        app.extensions["mail"](message, mail._compose(message))
+    assert written(app)["Message-ID"].partition("@")[0] == f"<{message.id.rpartition('-')[2]}"
+    assert len(list(app.extensions["settings"].outbox.iterdir())) == 1
 
 
 def test_the_log_names_the_file_and_never_the_address(app, caplog):

@@ -3,13 +3,22 @@
 import http.client
 import os
 import re
+import shutil
+import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from prometheus_client.mmap_dict import MmapedDict, mmap_key
 
+from project import metric_files
 from tests.conftest import ENV, migrated
 from tests.servers import run_server
+from tests.servers.process import free_port, running
+
+# Beyond the highest number that Linux gives to a process.
+DEAD = 4_194_999
 
 
 def numbers(text: str) -> dict[str, float]:
@@ -56,6 +65,14 @@ def test_requests_are_counted_by_route_and_never_by_path(client, as_user):
     assert "nothing-" not in str(after)
 
 
+def test_methods_that_a_client_makes_up_are_one_series(client):
+    for number in range(3):
+        client.open("/v1/prices", method=f"BREW{number}")
+    shown = client.get("/metrics").text
+    assert "BREW" not in shown
+    assert numbers(shown)['http_requests_total{method="other",route="none",status="405"}'] >= 3
+
+
 def test_failed_and_good_sign_ins_are_counted(client):
     before = numbers(client.get("/metrics").text).get('logins_total{outcome="failure"}', 0)
     client.post("/v1/auth/login", json={"email": "nobody@example.com", "password": "not the password"})
@@ -87,8 +104,8 @@ def test_the_processes_of_a_server_add_up(tmp_path):
     assert not re.search("eyJ|@", str(seen))
 
 
-def get(port: int, path: str) -> str:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+def get(port: int, path: str, *, source: str = "127.0.0.1") -> str:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10, source_address=(source, 0))
     try:
         connection.request("GET", path)
         return connection.getresponse().read().decode()
@@ -102,3 +119,120 @@ def test_a_setting_without_a_value_puts_no_files_where_the_process_was_started(t
     command = [sys.executable, "-c", "from project.metrics import LOGINS; LOGINS.labels('success').inc()"]
     subprocess.run(command, cwd=tmp_path, env=env, check=True)
     assert list(tmp_path.glob("*.db")) == []
+
+
+# --- the files of processes that are gone -----------------------------------------------------------------------------
+
+
+def counted_by(pid: int, folder: Path, **values: float) -> None:
+    """Leave the files of a process that has counted."""
+    for kind, value in values.items():
+        name, kind_of_file = f"some_{kind}_total", {"gauge": "gauge_livesum"}.get(kind, kind)
+        labels = (["le"], ["0.5"]) if kind == "histogram" else ([], [])
+        file = MmapedDict(str(folder / f"{kind_of_file}_{pid}.db"))
+        file.write_value(mmap_key(f"some_{kind}", name, *labels, "help"), value, 0.0)
+        file.close()
+
+
+def shown(folder: Path) -> dict[str, float]:
+    return numbers(metric_files.exposition(folder).decode())
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_what_dead_processes_counted_stays_in_one_file(tmp_path):
+    for number in range(5):
+        counted_by(DEAD + number, tmp_path, counter=2, histogram=1, gauge=7)
+    first = shown(tmp_path)
+    assert first["some_counter_total"] == 10
+    assert first['some_histogram_bucket{le="0.5"}'] == 5
+    assert names(tmp_path) == {"counter_dead.db", "histogram_dead.db"}
+    counted_by(DEAD, tmp_path, counter=3, gauge=7)
+    assert shown(tmp_path) == {**first, "some_counter_total": 13}
+    assert names(tmp_path) == {"counter_dead.db", "histogram_dead.db"}
+
+
+def test_the_files_of_the_living_stay(tmp_path):
+    counted_by(os.getpid(), tmp_path, counter=2, gauge=7)
+    counted_by(DEAD, tmp_path, counter=1, gauge=7)
+    metric_files.fold(tmp_path)
+    assert names(tmp_path) == {
+        f"counter_{os.getpid()}.db",
+        f"gauge_livesum_{os.getpid()}.db",
+        "counter_dead.db",
+        "histogram_dead.db",
+    }
+    assert shown(tmp_path)["some_counter_total"] == 3
+
+
+def test_a_process_that_was_killed_before_its_first_byte_does_no_harm(tmp_path):
+    (tmp_path / f"counter_{DEAD}.db").touch()
+    counted_by(DEAD + 1, tmp_path, counter=1)
+    assert shown(tmp_path)["some_counter_total"] == 1
+
+
+@pytest.mark.parametrize("done", range(6))
+def test_who_is_killed_while_making_them_one_counts_nothing_twice(tmp_path, done):
+    counted_by(DEAD, tmp_path, counter=1, histogram=1)
+    metric_files.fold(tmp_path)
+    counted_by(DEAD + 1, tmp_path, counter=2, histogram=2)
+    after = tmp_path / "after"
+    shutil.copytree(tmp_path, after)
+    metric_files.fold(after)
+    # How far it came: the sums are written, it is decided, files are removed one by one, the sums put in their place.
+    for kind in ("counter", "histogram"):
+        shutil.copy(after / f"{kind}_dead.db", tmp_path / f"{kind}_dead.db.new")
+    gone = [f"counter_{DEAD + 1}.db", f"histogram_{DEAD + 1}.db"]
+    steps = [
+        lambda: (tmp_path / "folded").write_text("\n".join(gone)),
+        (tmp_path / gone[0]).unlink,
+        (tmp_path / gone[1]).unlink,
+        lambda: (tmp_path / "counter_dead.db.new").rename(tmp_path / "counter_dead.db"),
+        lambda: (tmp_path / "histogram_dead.db.new").rename(tmp_path / "histogram_dead.db"),
+    ]
+    for step in steps[:done]:
+        step()
+    shutil.rmtree(after)
+    found = shown(tmp_path)
+    assert (found["some_counter_total"], found['some_histogram_bucket{le="0.5"}']) == (3, 3)
+    assert names(tmp_path) == {"counter_dead.db", "histogram_dead.db"}
+
+
+# --- workers ----------------------------------------------------------------------------------------------------------
+
+
+def worker_env(tmp_path: Path, address: str, networks: str) -> dict[str, str]:
+    env = {**ENV, "DATA_DIR": str(tmp_path / "data"), "WORKER_METRICS_ADDRESS": address, "METRICS_NETWORKS": networks}
+    migrated(env)
+    return {**env, "PATH": os.environ["PATH"], "FLASK_APP": "wsgi:app"}
+
+
+@pytest.mark.server
+def test_a_worker_shows_its_numbers_to_whom_they_are_for(tmp_path):
+    port, log = free_port(), tmp_path / "log"
+    env = worker_env(tmp_path, f"127.0.0.1:{port}", "127.0.0.5")
+    with running(
+        [sys.executable, "-m", "flask", "worker"],
+        log=log,
+        ready=lambda: "worker_started" in log.read_text(),
+        env=env,
+        cwd=Path(__file__).parents[1],
+    ):
+        with pytest.raises((http.client.RemoteDisconnected, ConnectionResetError)):
+            get(port, "/metrics")
+        text = get(port, "/metrics", source="127.0.0.5")
+        assert numbers(text)["jobs_waiting"] == 0
+        assert "# TYPE jobs_total counter" in text
+    assert "127.0.0" not in log.read_text()
+
+
+@pytest.mark.server
+def test_a_worker_whose_address_is_taken_says_so(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        env = worker_env(tmp_path, f"127.0.0.1:{taken.getsockname()[1]}", "127.0.0.5")
+        command = [sys.executable, "-m", "flask", "worker"]
+        root = Path(__file__).parents[1]
+        done = subprocess.run(command, env=env, cwd=root, capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, "WORKER_METRICS_ADDRESS" in done.stderr, "Traceback" in done.stderr) == (1, True, False)

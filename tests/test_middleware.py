@@ -1,6 +1,7 @@
 import http.client
 import io
 import json
+import os
 import socket
 import struct
 import sys
@@ -121,6 +122,7 @@ def test_readlines_stops_after_the_hint():
 def make_app() -> Flask:
     """What the gunicorn of these tests serves: views that read a body in the ways there are."""
     app = Flask("small")
+    app.extensions["readiness"] = {}  # deploy/gunicorn.conf.py adds to it
     app.wsgi_app = BodyLength(app.wsgi_app)  # type: ignore[method-assign]
     seen: list[str] = []
 
@@ -184,7 +186,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
             return False
 
     log = tmp_path_factory.mktemp("gunicorn") / "log"
-    with running([*command, "tests.test_middleware:make_app()"], log=log, ready=is_ready, cwd=ROOT):
+    # Not SQLite, for which the server would run jobs, of which this application has none.
+    env = {**os.environ, "DATABASE_URL": "postgresql://nobody@127.0.0.1/nothing"}
+    with running([*command, "tests.test_middleware:make_app()"], log=log, ready=is_ready, cwd=ROOT, env=env):
         yield server
 
 

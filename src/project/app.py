@@ -11,7 +11,7 @@ from project import api, cli, database, errors, headers, jobs, limits, mail, met
 from project.auth import tokens
 from project.config import flask_config, load_config
 from project.extensions import migrate
-from project.files.storage import storage_answers
+from project.files.sweep import storage_answers
 from project.json import OrjsonProvider
 from project.middleware import BodyLength
 

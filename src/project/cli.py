@@ -15,6 +15,7 @@ from project import doctor, jobs, seeds, server
 from project.auth import credentials
 from project.commands import reports_errors
 from project.email_addresses import normalize_email
+from project.environment import ConfigError
 from project.files import sweep
 from project.housekeeping import clean_up
 from project.pagination import PageRequest
@@ -172,7 +173,10 @@ def seed() -> None:
 def worker(info: ScriptInfo) -> None:
     """Run background jobs until TERM or Ctrl-C."""
     click.echo("Running jobs; Ctrl-C stops.")
-    jobs.run_worker(info.load_app())
+    try:
+        jobs.run_worker(info.load_app())
+    except ConfigError as error:
+        raise click.ClickException(f"Refusing to start: {error}.") from error
 
 
 @click.command("housekeeping")

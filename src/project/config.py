@@ -52,10 +52,11 @@ class Limits:
 
 @dataclass(frozen=True)
 class Metrics:
-    """Where the processes of a machine add up what they count, and who may see it."""
+    """Where the processes of a machine add up what they count, who may see it, and where a worker shows it."""
 
     directory: Path | None
     networks: list[Network]
+    worker_address: tuple[str, int] | None
 
 
 @dataclass(frozen=True, repr=False)
@@ -117,9 +118,8 @@ def load_config(env: Mapping[str, str] = os.environ) -> Settings:
     environment = read.parse("APP_ENV", "development", Environment, "development, testing or production")
     production = environment is Environment.PRODUCTION
     data_dir = Path(read.text("DATA_DIR", "instance")).absolute()
-    port = read.integer("PORT", 8000, at_least=1)
+    port, public_url = _own_address(read)
     database_url = _database_url(read, data_dir)
-    public_url = read.url("PUBLIC_URL", f"http://127.0.0.1:{port}", "http", "https")
     settings = Settings(
         environment=environment,
         debug=read.flag("DEBUG") | read.flag("FLASK_DEBUG"),
@@ -144,10 +144,15 @@ def load_config(env: Mapping[str, str] = os.environ) -> Settings:
         mail_from=read.text("MAIL_FROM", "Project <no-reply@localhost>"),
         files=read_files(read, data_dir),
         payments=read_payments(read),
-        metrics=Metrics(_metrics_directory(read), read.networks("METRICS_NETWORKS", "127.0.0.0/8,::1")),
+        metrics=_metrics(read),
     )
     _check(read, settings)
     return settings
+
+
+def _own_address(read: Reader) -> tuple[int, str]:
+    port = read.integer("PORT", 8000, at_least=1)
+    return port, read.url("PUBLIC_URL", f"http://127.0.0.1:{port}", "http", "https")
 
 
 def _check(read: Reader, settings: Settings) -> None:
@@ -182,11 +187,15 @@ def _database_url(read: Reader, data_dir: Path) -> str:
     return url.set(drivername="sqlite", database=str(Path(url.database).absolute())).render_as_string()
 
 
-def _metrics_directory(read: Reader) -> Path | None:
+def _metrics(read: Reader) -> Metrics:
     name = read.text("PROMETHEUS_MULTIPROC_DIR")
     if name and not Path(name).is_dir():
         raise ConfigError("PROMETHEUS_MULTIPROC_DIR must be a directory")
-    return Path(name) if name else None
+    return Metrics(
+        directory=Path(name) if name else None,
+        networks=read.networks("METRICS_NETWORKS", "127.0.0.0/8,::1"),
+        worker_address=read.address("WORKER_METRICS_ADDRESS"),
+    )
 
 
 def _redis_url(read: Reader) -> str | None:

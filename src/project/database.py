@@ -13,13 +13,14 @@ from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy import DateTime, Dialect, Engine, Enum, MetaData, TypeDecorator, Uuid, event
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection, make_url
+from sqlalchemy.exc import PendingRollbackError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, registry
 from typing_extensions import override
 from uuid_utils.compat import uuid7 as _uuid7
 
+from project.postgresql import connection_options, watch
+
 BUSY_TIMEOUT_SECONDS = 5
-CONNECT_TIMEOUT_SECONDS = 2
-STATEMENT_TIMEOUT_SECONDS = 10
 # Those before us may be waiting for the one that writes: on SQLite all of them, on PostgreSQL those who want its row.
 POOL_TIMEOUT_SECONDS = 5
 
@@ -122,10 +123,7 @@ def engine_options(url: str, *, pool_size: int) -> dict[str, Any]:
         "max_overflow": 0,
         "pool_timeout": POOL_TIMEOUT_SECONDS,
         "pool_use_lifo": True,
-        "connect_args": {
-            "connect_timeout": CONNECT_TIMEOUT_SECONDS,
-            "options": f"-c timezone=UTC -c statement_timeout={STATEMENT_TIMEOUT_SECONDS}s",
-        },
+        "connect_args": connection_options(),
     }
 
 
@@ -133,8 +131,8 @@ def init_app(app: Flask) -> None:
     """Attach the database to an application."""
     db.init_app(app)
     with app.app_context():
-        if db.engine.dialect.name == "sqlite":
-            _prepare_sqlite(db.engine)
+        prepare = _prepare_sqlite if db.engine.dialect.name == "sqlite" else watch
+        prepare(db.engine)
 
 
 def _prepare_sqlite(engine: Engine) -> None:
@@ -180,7 +178,7 @@ def transaction() -> Iterator[None]:
 def _outermost(session: Session) -> Iterator[None]:
     if session.new or session.dirty or session.deleted:
         raise RuntimeError("objects were changed outside transaction()")
-    session.commit()  # ends the phase of autocommitted reads; without it the connection's mode could not change
+    _end_reads(session)  # else the connection's mode could not change
     callbacks: list[Callable[[], None]] = []
     with _turn():
         session.info.update(transaction=True, failed=False, on_commit=callbacks)
@@ -212,6 +210,14 @@ def _turn() -> Iterator[None]:
             _writer.release()
 
 
+def _end_reads(session: Session) -> None:
+    """End the phase of autocommitted reads."""
+    try:
+        session.commit()
+    except PendingRollbackError:
+        session.rollback()  # the connection was lost meanwhile, and whoever caught that goes on with another one
+
+
 def _commit(session: Session) -> None:
     if session.info["failed"]:
         raise RuntimeError("the error of a nested transaction() was caught")
@@ -239,7 +245,7 @@ def give_back() -> None:
     session = db.session()
     if session.info.get("transaction"):
         raise RuntimeError("a transaction is open")
-    session.commit()
+    _end_reads(session)
 
 
 def on_commit(callback: Callable[[], None]) -> None:

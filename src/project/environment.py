@@ -92,6 +92,12 @@ class Reader:
         expected = "addresses or networks such as 10.0.0.0/8, separated by commas"
         return self.parse(name, default, lambda text: [ip_network(item) for item in _names(text)], expected)
 
+    def address(self, name: str) -> tuple[str, int] | None:
+        """Return where to listen, as host and port; None when it is not set."""
+        if not self.text(name):
+            return None
+        return self.parse(name, "", _address, "an address such as 127.0.0.1:9101")
+
     def url(self, name: str, default: str, *schemes: str) -> str:
         """Return an absolute URL without a trailing slash; no scheme named means any."""
         expected = f"a URL ({', '.join(schemes)})" if schemes else "a URL"
@@ -118,6 +124,13 @@ def make_directory(name: str, path: Path, *, mode: int = 0o700) -> None:
 
 def _names(text: str) -> list[str]:
     return [item.strip() for item in text.split(",") if item.strip()]
+
+
+def _address(text: str) -> tuple[str, int]:
+    parts = urlsplit(f"//{text}")
+    if not parts.hostname or not parts.port or parts.netloc != text or parts.username is not None:
+        raise ValueError("not a host and a port")
+    return parts.hostname, parts.port
 
 
 def _origins(text: str) -> list[str]:

@@ -45,16 +45,6 @@ def field_code(name: str, title: str, cure: str) -> str:
     return register_code(name, HTTPStatus.UNPROCESSABLE_ENTITY, title, cure)
 
 
-# What nginx refuses before the application hears of it (deploy/nginx/problems.conf).
-register_code("uri_too_long", HTTPStatus.REQUEST_URI_TOO_LONG, "The address is too long.", "Send less in the query.")
-register_code(
-    "headers_too_large",
-    HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
-    "The headers are too large.",
-    "Send fewer and shorter headers; cookies are not needed here.",
-)
-
-
 @dataclass(frozen=True)
 class FieldError:
     """What is wrong with one input: `/field` in a body, `/query/name` or `/header/Name`."""

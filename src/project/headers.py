@@ -2,11 +2,12 @@
 
 import re
 from collections.abc import Sequence
+from http import HTTPStatus
 
 from flask import Flask, Response, request
 
 from project.config import Settings
-from project.errors import BadRequest
+from project.errors import BadRequest, register_code
 from project.extensions import cors
 
 API_PREFIX = "/v1/"
@@ -47,6 +48,21 @@ EXPOSED_HEADERS = [
     "X-Request-ID",
 ]
 PREFLIGHT_SECONDS = 7200
+
+# What nginx refuses before the application hears of it (deploy/nginx/problems.conf).
+register_code("uri_too_long", HTTPStatus.REQUEST_URI_TOO_LONG, "The address is too long.", "Send less in the query.")
+register_code(
+    "headers_too_large",
+    HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+    "The headers are too large.",
+    "Send fewer and shorter headers; cookies are not needed here.",
+)
+register_code(
+    "https_required",
+    HTTPStatus.FORBIDDEN,
+    "This can only be asked over HTTPS.",
+    "Use https. Everybody on the way could read what was sent: end the session whose token was in it.",
+)
 
 
 def init_app(app: Flask) -> None:

@@ -1,8 +1,8 @@
 """Background jobs: `defer` writes one in the caller's transaction; it runs after the commit, at least once.
 
-A task is a plain function with keyword-only arguments that JSON can carry. It may run twice, because a
-process can die between the work and the note that it is done, so it must be idempotent. A release that brings
-a new task restarts the workers before the servers: on PostgreSQL a worker gives up a job it does not know.
+A task is a plain function with keyword-only arguments that JSON can carry. It may run twice, because a process can die
+between the work and the note that it is done, so it must be idempotent; `current_key` helps. A release that brings a
+new task restarts the workers before the servers: on PostgreSQL a worker gives up a job it does not know.
 """
 
 import atexit
@@ -10,10 +10,12 @@ import inspect
 import json
 import logging
 import os
+import secrets
 import signal
 import time
 from collections.abc import Callable
 from contextlib import closing
+from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime
 from threading import Event, Lock, Thread
@@ -24,7 +26,7 @@ from flask import Flask
 
 from project import metrics, worker
 from project.config import Environment, settings
-from project.database import db, on_commit
+from project.database import db, on_commit, utcnow
 from project.queues import MAX_ATTEMPTS, Job, LocalQueue, ProcrastinateQueue, current_queue, next_attempt
 
 logger = logging.getLogger(__name__)
@@ -33,6 +35,8 @@ logger = logging.getLogger(__name__)
 EXIT_SECONDS = 20
 # Jobs that are due begin within seconds while a worker runs.
 LONG_LAG_SECONDS = 60
+# Beside the arguments of each job.
+_KEY = "job key"
 
 P = ParamSpec("P")
 
@@ -52,6 +56,7 @@ class Task:
 
 TASKS: dict[str, Task] = {}
 _starting = Lock()
+_key: ContextVar[str | None] = ContextVar("job_key", default=None)
 
 
 def task(function: Callable[P, None]) -> Callable[P, None]:
@@ -97,8 +102,22 @@ def defer(function: Callable[..., None], *, run_at: datetime | None = None, **ar
         raise RuntimeError("defer() belongs inside transaction()")
     inspect.signature(function).bind(**arguments)
     values = {name: str(value) if isinstance(value, UUID) else value for name, value in arguments.items()}
+    values[_KEY] = _new_key()
     current_queue().add(TASKS[_name(function)].name, json.dumps(values, allow_nan=False), run_at=run_at)
     on_commit(worker.wake)
+
+
+def current_key() -> str:
+    """Return a text that no other job has, and this one each time it runs; what is derived from it is there once.
+
+    It begins with the time when the job was deferred, and nobody can guess it. Outside of jobs, and in periodic ones,
+    each call gives another.
+    """
+    return _key.get() or _new_key()
+
+
+def _new_key() -> str:
+    return f"{utcnow():%Y%m%dT%H%M%S.%fZ}-{secrets.token_hex(16)}"
 
 
 def run_pending(app: Flask, *, reraise: bool = True) -> int:
@@ -160,9 +179,13 @@ def _call(app: Flask, job: Job) -> None:
     if job.attempt > MAX_ATTEMPTS:
         raise CrashedError
     known = TASKS[job.task]
-    arguments = {} if known.cron else job.arguments  # the library adds the time to a periodic task's
-    with app.app_context():
-        known.function(**arguments)
+    arguments = {} if known.cron else dict(job.arguments)  # the library adds the time to a periodic task's
+    token = _key.set(arguments.pop(_KEY, None))
+    try:
+        with app.app_context():
+            known.function(**arguments)
+    finally:
+        _key.reset(token)
 
 
 def _retry_at(job: Job) -> datetime | None:
@@ -204,9 +227,15 @@ def start_local(app: Flask) -> None:
 
 
 def run_worker(app: Flask) -> None:
-    """Run jobs in the foreground until SIGTERM or SIGINT, then finish those that are running."""
+    """Run jobs in the foreground until SIGTERM or SIGINT, then finish those that are running.
+
+    Raises:
+        ConfigError: WORKER_METRICS_ADDRESS is of another machine, or taken.
+    """
     with app.app_context():
-        local = settings.sqlite
+        local, address = settings.sqlite, settings.metrics.worker_address
+    if address is not None:
+        metrics.serve(app, *address)
     logger.info("worker_started")
     if not local:
         worker.run_procrastinate(app, crons=_crons(), tasks=TASKS, run=lambda job: _execute(app, job))

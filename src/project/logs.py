@@ -39,6 +39,7 @@ FIELDS = frozenset(
         "method",
         "payment_id",
         "reason",
+        "request_id",
         "role",
         "route",
         "seconds",
@@ -67,6 +68,9 @@ _SERVING = {"run", "worker"}
 # Libraries speak from `warning` on, gunicorn from `info`: it says when workers come and go. The others here would
 # set a level of their own, and write a line with the whole path for every request.
 _LIBRARIES = {"gunicorn.error": logging.INFO, "gunicorn.access": logging.WARNING, "werkzeug": logging.WARNING}
+
+# What gunicorn says of itself; its other lines quote requests.
+_OF_GUNICORN = ("Starting gunicorn", "Listening at", "Using worker", "Handling signal", "Worker (pid:", "Shutting down")
 
 Event = MutableMapping[str, Any]
 ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None]
@@ -144,7 +148,11 @@ def _formatter(*, readable: bool, request_id: Callable[[], str | None]) -> loggi
 def _name_event(_logger: Any, _method: str, event: Event) -> Event:
     """Name what a record of the standard library's logging tells of."""
     record: logging.LogRecord = event["_record"]
-    event["event"] = _hide_arguments(event["event"], event.pop("positional_args", ()))
+    arguments = event.pop("positional_args", ())
+    if arguments and record.name == "gunicorn.error" and event["event"].startswith(_OF_GUNICORN):
+        event["event"] %= arguments
+    else:
+        event["event"] = _hide_arguments(event["event"], arguments)
     if record.name == "gunicorn.error" and event["event"].startswith(_REFUSED):
         # It goes on with the line that could not be parsed, which may be a misspelt Authorization.
         event["event"] = _REFUSED

@@ -1,7 +1,6 @@
 """Mail: render a template and hand it to the backend that MAIL_URL names."""
 
 import logging
-import secrets
 import smtplib
 import ssl
 from collections.abc import Callable
@@ -10,18 +9,20 @@ from dataclasses import dataclass
 from email.headerregistry import Address, AddressHeader
 from email.message import EmailMessage
 from email.policy import SMTP
-from email.utils import make_msgid
 from functools import partial
 from pathlib import Path
+from threading import get_ident
 from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 from flask import Flask, current_app
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
+from project import jobs
 from project.config import Settings, settings
 from project.database import utcnow
 from project.environment import ConfigError
+from project.signing import digest
 
 logger = logging.getLogger(__name__)
 
@@ -39,8 +40,9 @@ _templates = Environment(
 
 @dataclass(frozen=True)
 class Message:
-    """A rendered mail."""
+    """A rendered mail. A job that runs again, since its process was killed, makes one with the same `id`."""
 
+    id: str
     template: str
     to: str
     subject: str
@@ -165,7 +167,13 @@ def _render(template: str, *, to: str, context: dict[str, Any]) -> Message:
     values |= {"to": to, "product": PRODUCT_NAME, "app_url": settings.app_url}
     subject, _, text = _templates.get_template(f"{template}.txt").render(values).partition("\n")
     html = _templates.get_template(f"{template}.html").render(values, subject=subject)
-    return Message(template, to, subject, text.strip() + "\n", html.strip() + "\n", context)
+    return Message(_id(template, to=to), template, to, subject, text.strip() + "\n", html.strip() + "\n", context)
+
+
+def _id(template: str, *, to: str) -> str:
+    key = jobs.current_key()
+    moment, _, _ = key.partition("-")
+    return f"{moment}-{template}-{digest('mail', f'{key} {template} {to}'.encode()).hex()[:24]}"
 
 
 def _one_line(value: Any) -> Any:
@@ -185,7 +193,8 @@ def _compose(message: Message) -> EmailMessage:
     email["From"] = sender
     email["To"] = recipient
     email["Date"] = utcnow()
-    email["Message-ID"] = make_msgid(domain=sender.domain)
+    # By which servers on the way may recognise one that they have had. Short, since a long line would be folded.
+    email["Message-ID"] = f"<{message.id.rpartition('-')[2]}@{sender.domain}>"
     # RFC 3834 §5: vacation notices are not sent in answer to it.
     email["Auto-Submitted"] = "auto-generated"
     email.set_content(message.text, cte=_transfer_encoding(message.text))
@@ -199,10 +208,10 @@ def _transfer_encoding(text: str) -> str:
 
 
 def _write(outbox: Path, message: Message, email: EmailMessage) -> None:
-    """Write the mail to a file that appears complete; names sort by time."""
+    """Write the mail to a file that appears complete, once; names sort by the time when the mail was asked for."""
     outbox.mkdir(mode=0o700, parents=True, exist_ok=True)
-    name = f"{utcnow():%Y%m%dT%H%M%S.%fZ}-{message.template}-{secrets.token_hex(4)}.eml"
-    draft = outbox / f".{name}.tmp"
+    name = f"{message.id}.eml"
+    draft = outbox / f".{name}.{get_ident()}.tmp"
     draft.touch(mode=0o600)
     draft.write_bytes(email.as_bytes(policy=email.policy.clone(linesep="\n")))
     draft.rename(outbox / name)

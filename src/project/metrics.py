@@ -6,11 +6,15 @@ The library looks at that variable when it is imported, so deploy/gunicorn.conf.
 
 import ipaddress
 import os
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from socketserver import ThreadingMixIn
+from threading import Thread
+from typing import TYPE_CHECKING, Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from flask import Flask, Response, g, request
 from sqlalchemy import Engine, event
@@ -23,13 +27,17 @@ if not os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import generate_latest
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
-from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
+from project import metric_files
 from project.config import settings
 from project.database import db
+from project.environment import ConfigError
 from project.errors import NotFound
 from project.extensions import limiter
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
 # In seconds: from an answer out of memory to the longest wait for a payment provider.
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
@@ -49,6 +57,8 @@ UNANSWERED = Counter("payments_unanswered", "How often reconciliation got no ans
 LIMITS_UNSHARED = Counter("rate_limits_unshared", "Requests counted by their process alone, since Redis was away.")
 
 _STARTED = "project_started"
+# Of RFC 9110 and RFC 5789. A client may make up others without end, each of which would be a series for ever.
+METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 
 
 @dataclass(frozen=True)
@@ -97,14 +107,51 @@ def show_metrics() -> Response:
     """
     if not _is_inside(request.remote_addr):
         raise NotFound()
-    counted = REGISTRY
-    if settings.metrics.directory is not None:
-        counted = CollectorRegistry()
-        MultiProcessCollector(counted, path=str(settings.metrics.directory))  # type: ignore[no-untyped-call]
+    return Response(_exposition(), content_type=CONTENT_TYPE_LATEST, headers={"Cache-Control": "no-store"})
+
+
+def serve(app: Flask, host: str, port: int) -> None:
+    """Show the numbers at an address of its own, from a thread, to METRICS_NETWORKS: for a worker, which has no other.
+
+    Raises:
+        ConfigError: the address is of another machine, or taken.
+    """
+
+    def answer(_environ: "WSGIEnvironment", start_response: "StartResponse") -> list[bytes]:
+        with app.app_context():
+            body = _exposition()
+        start_response("200 OK", [("Content-Type", CONTENT_TYPE_LATEST), ("Content-Length", str(len(body)))])
+        return [body]
+
+    class Server(ThreadingMixIn, WSGIServer):
+        daemon_threads = True
+        address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+
+        def verify_request(self, _request: Any, client_address: Any) -> bool:
+            # Before a byte of theirs is read. To all others nothing is said at all.
+            with app.app_context():
+                return _is_inside(client_address[0])
+
+    try:
+        server = make_server(host, port, answer, Server, _Handler)
+    except OSError:
+        raise ConfigError("WORKER_METRICS_ADDRESS must be of this machine, and free") from None
+    Thread(target=server.serve_forever, name="metrics", daemon=True).start()
+
+
+class _Handler(WSGIRequestHandler):
+    timeout = 10  # seconds; who asks is slow at most once
+
+    def log_message(self, *_: Any) -> None:
+        """Say nothing: the log has lines of JSON alone."""
+
+
+def _exposition() -> bytes:
+    folder = settings.metrics.directory
+    counted = generate_latest(REGISTRY) if folder is None else metric_files.exposition(folder)
     measured_now = CollectorRegistry()
     measured_now.register(_Measured())
-    body = generate_latest(counted) + generate_latest(measured_now)
-    return Response(body, content_type=CONTENT_TYPE_LATEST, headers={"Cache-Control": "no-store"})
+    return counted + generate_latest(measured_now)
 
 
 def _is_inside(address: str | None) -> bool:
@@ -118,8 +165,9 @@ def _is_inside(address: str | None) -> bool:
 def _count(response: Response) -> Response:
     # The rule, not the path: paths are endless.
     route = request.url_rule.rule if request.url_rule else "none"
-    REQUESTS.labels(request.method, route, str(response.status_code)).inc()
-    DURATION.labels(request.method, route).observe(time.perf_counter() - g.started)
+    method = request.method if request.method in METHODS else "other"
+    REQUESTS.labels(method, route, str(response.status_code)).inc()
+    DURATION.labels(method, route).observe(time.perf_counter() - g.started)
     return response
 
 

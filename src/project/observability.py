@@ -84,11 +84,16 @@ def readiness_check(app: Flask, name: str, check: Callable[[], object], *, essen
     checks[name] = _Check(check, essential)
 
 
+def configure_logs(config: Settings) -> None:
+    """Set up the one form of all lines of this process, which tells to which request each belongs."""
+    readable = config.environment is Environment.DEVELOPMENT
+    logs.configure(level=config.log_level, readable=readable, request_id=lambda: origin().request_id)
+
+
 def init_app(app: Flask) -> None:
     """Set up logging, request ids, the request log and the health endpoints."""
     config: Settings = app.extensions["settings"]
-    readable = config.environment is Environment.DEVELOPMENT
-    logs.configure(level=config.log_level, readable=readable, request_id=lambda: origin().request_id)
+    configure_logs(config)
     app.before_request(_begin)
     app.after_request(_finish)
     app.teardown_request(_end)

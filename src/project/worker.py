@@ -17,7 +17,8 @@ from procrastinate.manager import JobManager
 from procrastinate.retry import BaseRetryStrategy, RetryDecision
 from psycopg_pool import PoolTimeout
 
-from project.database import CONNECT_TIMEOUT_SECONDS, db
+from project.database import db
+from project.postgresql import CONNECT_TIMEOUT_SECONDS
 from project.queues import LOCK, Job, LocalQueue, next_attempt
 
 logger = logging.getLogger(__name__)
@@ -28,12 +29,13 @@ LOCAL_CONCURRENCY = 2
 # New jobs are told of; this is for those that are due later and, on SQLite, for those of other processes.
 POLL_SECONDS = 2
 PAUSE_AFTER_ERROR_SECONDS = 5
-# A worker that was silent for this long is dead, and what it was running runs again.
-HEARTBEAT_SECONDS = 5
-STALLED_SECONDS = 20
+# A worker that was silent for this long is dead, and what it was running runs again. Somebody may be waiting for it,
+# and where the worker was only slow, a job that runs twice does no harm.
+HEARTBEAT_SECONDS = 2
+STALLED_SECONDS = 10
 # The last time of a periodic task that was missed while no worker ran is made up for, unless it is older.
 MADE_UP_FOR_SECONDS = 24 * 60 * 60
-EVERY_HALF_MINUTE = "* * * * * */30"
+EVERY_FIVE_SECONDS = "* * * * * */5"
 
 _wake = Event()
 
@@ -151,7 +153,7 @@ def _procrastinate(
             queue.periodic(cron=crons[name])(task)
     # In a queue of its own, from which run_pending takes nothing.
     rescue = queue.task(name="rescue_stalled", queue="internal", pass_context=True)(rescue_stalled)
-    queue.periodic(cron=EVERY_HALF_MINUTE)(rescue)
+    queue.periodic(cron=EVERY_FIVE_SECONDS)(rescue)
     return queue
 
 

@@ -16,7 +16,7 @@ from tests.http.client import (
     new_address,
     problem,
 )
-from tests.http.conftest import Cluster
+from tests.http.cluster import Cluster
 from tests.http.document import Operation, send
 from tests.http.files import BOUNDARY, FORM, forget_peak, peak_of
 

@@ -14,7 +14,7 @@ import pytest
 
 from tests.files.samples import picture
 from tests.http.client import Account, Api, RawAnswer, eventually, problem
-from tests.http.conftest import Cluster
+from tests.http.cluster import Cluster
 from tests.http.files import FILES, fetch, sound_storage, upload
 
 SIZE = 1000
@@ -116,8 +116,9 @@ def test_5000_ranges_cost_nothing(user: Account, url: str, one: str) -> None:
     assert time.monotonic() - started < 1
 
 
-def test_a_range_of_another_version_gets_the_whole(user: Account, url: str) -> None:
-    for tag, status in ((TAG, 206), (f"W/{TAG}", 200), ('"0"', 200), ("Thu, 01 Jan 1998 00:00:00 GMT", 200)):
+def test_a_range_of_another_version_gets_the_whole(cluster: Cluster, user: Account, url: str) -> None:
+    same = 200 if cluster.in_bucket else 206
+    for tag, status in ((TAG, same), (f"W/{TAG}", 200), ('"0"', 200), ("Thu, 01 Jan 1998 00:00:00 GMT", 200)):
         assert fetch(user.api, url, headers=["Range: bytes=0-0", f"If-Range: {tag}"]).status == status
 
 
@@ -127,14 +128,14 @@ def test_whoever_has_the_content_gets_neither_a_part_nor_the_whole(user: Account
     assert answer.headers["ETag"] == TAG
 
 
-def test_head_says_what_get_would_and_ignores_ranges(user: Account, url: str) -> None:
+def test_head_says_what_get_would_and_ignores_ranges(cluster: Cluster, user: Account, url: str) -> None:
     whole = fetch(user.api, url)
     answer = fetch(user.api, url, method="HEAD", headers=["Range: bytes=0-0"])
     assert (answer.status, answer.body) == (200, b"")
-    passing = {"Date", "X-Request-ID", "RateLimit"}
-    assert {name: value for name, value in answer.headers.items() if name not in passing} == {
-        name: value for name, value in whole.headers.items() if name not in passing
-    }
+    compared = {*answer.headers, *whole.headers} - {"Date", "X-Request-ID", "RateLimit"}
+    if cluster.in_bucket:
+        compared = {"Accept-Ranges", "Content-Disposition", "Content-Length", "Content-Type"}
+    assert {name: answer.headers.get(name) for name in compared} == {name: whole.headers.get(name) for name in compared}
 
 
 def test_content_is_never_compressed_on_the_way(user: Account) -> None:
@@ -244,8 +245,8 @@ def test_signatures_and_tokens_of_links_are_not_logged(user: Account, cluster: C
     shared = user.api.post(f"{FILES}/{file['id']}/shares", json={}).json()["data"]["url"]
     last = [fetch(user.api, link, token=None) for link in (url, shared)][-1]
     cluster.first_logged(last.headers["X-Request-ID"])
-    assert parse_qs(urlsplit(url).query)["sig"][0] not in cluster.first.log
-    assert shared.rpartition("/")[2] not in cluster.first.log
+    assert parse_qs(urlsplit(url).query)["sig"][0] not in cluster.first.whole_log
+    assert shared.rpartition("/")[2] not in cluster.first.whole_log
 
 
 def test_ids_and_tokens_cannot_be_guessed(user: Account, anonymous: Api) -> None:

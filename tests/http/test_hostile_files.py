@@ -13,7 +13,8 @@ from requests import Response
 
 from tests.files.samples import BOMBS, POLYGLOTS, Sample, picture, zip_bomb
 from tests.http.client import Account, Api, codes, problem
-from tests.http.conftest import Cluster, Start
+from tests.http.cluster import Cluster
+from tests.http.conftest import Start
 from tests.http.files import (
     FILES,
     fetch,

@@ -4,12 +4,14 @@ What the whole run has logged is checked when the servers of these tests stop, s
 """
 
 import json
+from contextlib import suppress
+from http.client import BadStatusLine
 from uuid import uuid4
 
 import pytest
 
 from tests.http.client import Account, Api, raw, raw_request
-from tests.http.conftest import Cluster
+from tests.http.cluster import Cluster
 from tests.http.document import file_of
 
 
@@ -23,11 +25,12 @@ def test_what_only_the_server_sees_stays_out_of_the_log_too(cluster: Cluster, us
         raw_request(url, f"/v1/users/me?access_token={token} x"),
         raw_request(url, f"/v1/users/me?access_token={token}", method="get it"),
         raw_request(url, f"/v1/users/me?access_token={token}").replace(b"HTTP/1.1", b"HTTP/9.9"),
-        raw_request(url, f"/v1/users/me?access_token={token}").replace(b" HTTP/1.1", b""),
     ):
         assert 400 <= raw(url, request).status < 600
-    assert token not in cluster.first.log
-    assert token.rsplit(".", 1)[-1] not in cluster.first.log
+    with suppress(BadStatusLine):  # in the manner of HTTP/0.9, which nginx answers in
+        raw(url, raw_request(url, f"/v1/users/me?access_token={token}").replace(b" HTTP/1.1", b""))
+    assert token not in cluster.first.whole_log
+    assert token.rsplit(".", 1)[-1] not in cluster.first.whole_log
 
 
 def test_what_opens_a_file_without_a_token_stays_out_of_the_log(
@@ -45,7 +48,7 @@ def test_what_opens_a_file_without_a_token_stays_out_of_the_log(
         ):
             assert cluster.first_logged(answer.headers["X-Request-ID"])["event"] == "request"
         assert answer.status_code == 416
-        assert secret not in cluster.first.log
+        assert secret not in cluster.first.whole_log
 
 
 @pytest.mark.parametrize("text", ["\\r\\n{}", "\x1b[31m", "\x85", "%0d%0a%7b%7d", '"}}\\n{{"', "\xe2\x80\xa8"])

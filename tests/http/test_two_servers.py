@@ -13,7 +13,8 @@ import pytest
 from requests import Response
 
 from tests.http.client import NEW_PASSWORD, PASSWORD, Account, Api, Outbox, codes, log_in, new_address, problem
-from tests.http.conftest import Cluster, Start, flask
+from tests.http.cluster import Cluster, flask
+from tests.http.conftest import Start
 from tests.http.tokens import claims_of
 
 ROUNDS = 50

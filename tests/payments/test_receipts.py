@@ -1,5 +1,6 @@
 """Receipts: what they say, when there is one, and the mail that brings it."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from uuid import uuid4
 
@@ -178,7 +179,7 @@ def test_a_job_that_runs_twice_mails_the_same_receipt_again(session, run_jobs, o
     run_jobs()
 
     first, second = sent(outbox)
-    assert first == second
+    assert replace(first, id="") == replace(second, id="")
 
 
 def test_the_mail_of_a_real_payment_speaks_of_no_test(session, run_jobs, outbox):

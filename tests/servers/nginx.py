@@ -2,13 +2,12 @@
 
 import os
 import shutil
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from tests.servers.app import ROOT
-from tests.servers.process import free_port, running, scratch_directory
+from tests.servers.process import free_port, listens, running, scratch_directory
 
 # Where packages put it, which for an ordinary user is not always on the PATH.
 FOLDERS = ("/usr/sbin", "/usr/local/sbin", "/opt/homebrew/bin")
@@ -72,13 +71,5 @@ def run_nginx(app_port: int, files_root: Path, port: int | None = None) -> Itera
         config.write_text(CONFIG.format_map(settings))
         # Without -e it would first try to write to /var/log.
         command = [NGINX, "-e", "stderr", "-p", str(root), "-c", str(config)]
-        with running(command, log=root / "log", ready=lambda: _listens(port)):
+        with running(command, log=root / "log", ready=lambda: listens(port)):
             yield f"http://127.0.0.1:{port}"
-
-
-def _listens(port: int) -> bool:
-    try:
-        with socket.create_connection(("127.0.0.1", port), timeout=1):
-            return True
-    except OSError:
-        return False

@@ -12,8 +12,10 @@ import pwd
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import psycopg
@@ -22,6 +24,8 @@ from sqlalchemy.engine import make_url
 
 from tests.servers.process import (
     Account,
+    Restartable,
+    Running,
     ServerFailedError,
     free_port,
     package_directory,
@@ -43,20 +47,46 @@ SETTINGS = {
     "shared_buffers": "64MB",
     "timezone": "UTC",
 }
-START_ATTEMPTS = 3
+START_ATTEMPTS = 5
+WORTH_ANOTHER = ("Address already in use", "is still in use", "lock file")
+
+
+# What makes the loss of the server's processes harmless, for those who stop it in the middle of something.
+SAFE = {"fsync": "on", "synchronous_commit": "on", "full_page_writes": "on"}
+
+
+class Postgres(Restartable):
+    """A PostgreSQL with its data."""
+
+    @property
+    def url(self) -> str:
+        """The SQLAlchemy URL of its superuser, database `postgres`."""
+        return f"postgresql+psycopg://postgres@127.0.0.1:{self.port}/postgres"
 
 
 @contextmanager
 def run_postgres() -> Iterator[str]:
     """Run a PostgreSQL and give the SQLAlchemy URL of its superuser, database `postgres`."""
+    with run_cluster() as server:
+        yield server.url
+
+
+@contextmanager
+def run_cluster(settings: Mapping[str, str] | None = None) -> Iterator[Postgres]:
+    """Run a PostgreSQL that may be stopped and started meanwhile, with other settings than those of tests."""
     with scratch_directory("project-pg-") as root:
         root.chmod(0o711)  # nobody has to pass through, not to list
         account = _unprivileged_account()
         install = _readable_install(root, account)
         data, sockets = _own_directory(root / "data", account), _own_directory(root / "s", account)
         _initdb(install, data, account)
-        with _started(install, data, sockets, account) as port:
-            yield f"postgresql+psycopg://postgres@127.0.0.1:{port}/postgres"
+        server = Postgres(
+            lambda port: _started(install, data, sockets, account, {**SETTINGS, **(settings or {})}, port)
+        )
+        try:
+            yield server
+        finally:
+            server.stop()
 
 
 def _unprivileged_account() -> Account:
@@ -104,37 +134,42 @@ def _initdb(install: Path, data: Path, account: Account) -> None:
 
 
 @contextmanager
-def _started(install: Path, data: Path, sockets: Path, account: Account) -> Iterator[int]:
-    """Start the server; if somebody took the port in between, try another one."""
+def _started(
+    install: Path, data: Path, sockets: Path, account: Account, settings: Mapping[str, str], former: int | None
+) -> Iterator[Running]:
+    """Start the server where it was; if it was nowhere yet and somebody took the port, try another one.
+
+    After a crash it does not start until the last of its former processes is gone.
+    """
     log = data.parent / "log"
-    settings = [word for name, value in SETTINGS.items() for word in ("-c", f"{name}={value}")]
+    words = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
     for attempt in range(START_ATTEMPTS):
-        port = free_port()
+        port = former or free_port()
         listen = ["-h", "127.0.0.1", "-p", str(port), "-k", str(sockets)]
         server = running(
-            [install / "bin" / "postgres", "-D", data, *listen, *settings],
+            [install / "bin" / "postgres", "-D", data, *listen, *words],
             log=log,
-            ready=lambda: _is_ready(data / "postmaster.pid"),
+            ready=partial(_is_ready, data / "postmaster.pid", time.time()),
             stop_signal=signal.SIGINT,  # the fast shutdown: it does not wait for clients to leave
             env=ENVIRONMENT,
             account=account,
         )
         with ExitStack() as stack:
             try:
-                stack.enter_context(server)
+                process = stack.enter_context(server)
             except ServerFailedError:
-                if attempt + 1 == START_ATTEMPTS or "Address already in use" not in log.read_text():
+                if attempt + 1 == START_ATTEMPTS or not any(text in log.read_text() for text in WORTH_ANOTHER):
                     raise
                 log.unlink()
                 continue
-            yield port
+            yield port, process
             return
 
 
-def _is_ready(pid_file: Path) -> bool:
-    """The server writes its state into the last line of this file."""
+def _is_ready(pid_file: Path, since: float) -> bool:
+    """The server writes its state into the last line of this file, which one that crashed leaves behind."""
     try:
-        return pid_file.read_text().splitlines()[7].strip() == "ready"
+        return pid_file.stat().st_mtime > since and pid_file.read_text().splitlines()[7].strip() == "ready"
     except (OSError, IndexError):
         return False
 

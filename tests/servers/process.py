@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import TypedDict
 
@@ -42,6 +42,44 @@ def scratch_directory(prefix: str) -> Iterator[Path]:
         shutil.rmtree(path, ignore_errors=True)
 
 
+# Where a server listens, and its process.
+Running = tuple[int, "subprocess.Popen[bytes]"]
+
+
+class Restartable:
+    """A server that can be stopped, killed and started again where it was."""
+
+    def __init__(self, start: Callable[[int | None], AbstractContextManager[Running]]) -> None:
+        self._start = start
+        self._running = ExitStack()
+        self.port, self._process = self._running.enter_context(start(None))
+
+    @property
+    def pid(self) -> int:
+        """The number of its first process."""
+        return self._process.pid
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it does not run, and was not stopped by us."""
+        return self._process.poll() is not None
+
+    def stop(self) -> None:
+        """Stop it; who is connected is cut off."""
+        self._running.close()
+
+    def crash(self) -> None:
+        """Kill it; what it had not written down is gone."""
+        self._process.kill()
+        self._process.wait()
+        self.stop()
+
+    def start(self) -> None:
+        """Start it again at the port that it had, with what it keeps."""
+        self.stop()
+        _, self._process = self._running.enter_context(self._start(self.port))
+
+
 def package_directory(name: str) -> Path:
     """Where a package is installed, without importing it."""
     spec = importlib.util.find_spec(name)
@@ -58,6 +96,15 @@ def free_port() -> int:
         return port
 
 
+def listens(port: int) -> bool:
+    """Tell whether something listens there."""
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=1):
+            return True
+    except OSError:
+        return False
+
+
 @contextmanager
 def running(
     command: Sequence[str | Path],
@@ -70,6 +117,7 @@ def running(
     account: Account | None = None,
     seconds: float = 30,
     is_ours: bool = False,
+    pass_fds: Sequence[int] = (),
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Start command, wait until ready() is true, and stop it at the end.
 
@@ -86,6 +134,7 @@ def running(
             env=env,
             cwd=cwd,
             start_new_session=True,
+            pass_fds=pass_fds,
             preexec_fn=_die_with_parent(stop_signal),  # noqa: PLW1509 - it does one system call
             **(account or {}),
         )

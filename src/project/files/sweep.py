@@ -20,7 +20,7 @@ from project.files import direct, quota, uploads
 from project.files.models import DirectUpload, File, FileStatus, FileVariant, StorageUsage
 from project.files.parts import SUFFIX, measure
 from project.files.service import purge
-from project.files.storage import ObjectMissing, Stored, disk_errors, storage
+from project.files.storage import ObjectMissing, Stored, disk_errors, new_key, storage
 from project.jobs import periodic
 
 logger = logging.getLogger(__name__)
@@ -242,3 +242,8 @@ def _ids(column: InstrumentedAttribute[UUID], *conditions: ColumnElement[bool]) 
         if len(batch) < BATCH:
             return
         last = batch[-1]
+
+
+def storage_answers() -> None:
+    """Raise when the storage cannot be asked for an object, such as a disk that is not mounted."""
+    storage().find(new_key())

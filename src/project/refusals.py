@@ -1,0 +1,58 @@
+"""What the server refuses before the application hears of it, as problems like all others."""
+
+import logging
+import socket
+import uuid
+from typing import Any
+
+import orjson
+from gunicorn.http.errors import LimitRequestHeaders, LimitRequestLine, ParseException
+from gunicorn.workers.gthread import ThreadWorker
+
+from project.errors import PROBLEM_TYPE, REGISTRY
+from project.headers import DEFAULTS, STRICT_TRANSPORT
+
+logger = logging.getLogger(__name__)
+
+SEND_SECONDS = 1
+
+
+class Worker(ThreadWorker):  # type: ignore[misc]
+    """gunicorn's worker with threads. Its own page of a refusal quotes the request, and is HTML."""
+
+    def handle_error(self, req: Any, client: socket.socket, addr: tuple[str, int] | str, exc: BaseException) -> None:
+        """Answer a request that cannot be parsed; the server closes the connection then."""
+        if isinstance(exc, ParseException):
+            _refuse(client, _code(exc), addr)
+        else:
+            super().handle_error(req, client, addr, exc)
+
+
+def _code(error: ParseException) -> str:
+    if isinstance(error, LimitRequestLine):
+        return "uri_too_long"
+    return "headers_too_large" if isinstance(error, LimitRequestHeaders) else "bad_request"
+
+
+def _refuse(client: socket.socket, name: str, address: tuple[str, int] | str) -> None:
+    code, request_id = REGISTRY[name], str(uuid.uuid4())
+    ip = address[0] if isinstance(address, tuple) else None  # a Unix socket
+    logger.info("request_refused", extra={"code": name, "status": code.status, "ip": ip, "request_id": request_id})
+    about = {"type": f"/errors#{name}", "title": code.title, "status": code.status, "detail": code.title}
+    body = orjson.dumps({**about, "code": name, "request_id": request_id})
+    headers = {
+        **DEFAULTS,
+        # Browsers take no notice of it where it did not come over https.
+        "Strict-Transport-Security": STRICT_TRANSPORT,
+        "Cache-Control": "no-store",
+        "Connection": "close",
+        "Content-Length": str(len(body)),
+        "Content-Type": PROBLEM_TYPE,
+        "X-Request-ID": request_id,
+    }
+    lines = [f"HTTP/1.1 {code.status} Refused", *(f"{name}: {value}" for name, value in headers.items())]
+    client.settimeout(SEND_SECONDS)
+    try:
+        client.sendall("\r\n".join(lines).encode() + b"\r\n\r\n" + body)
+    except OSError:
+        logger.debug("refusal_not_sent")
