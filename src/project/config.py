@@ -277,5 +277,4 @@ def flask_config(settings: Settings) -> dict[str, object]:
         "RATELIMIT_ENABLED": settings.rate_limits,
         "RATELIMIT_STORAGE_URI": settings.redis_url or memory,
         "RATELIMIT_STORAGE_OPTIONS": REDIS_OPTIONS if settings.redis_url else {},
-        "RATELIMIT_KEY_PREFIX": "limits:fixed-window",
     }

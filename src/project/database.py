@@ -119,6 +119,7 @@ def engine_options(url: str, *, pool_size: int) -> dict[str, Any]:
     return {
         "hide_parameters": True,
         "isolation_level": "AUTOCOMMIT",
+        "skip_autocommit_rollback": True,
         "pool_size": pool_size,
         "max_overflow": 0,
         "pool_timeout": POOL_TIMEOUT_SECONDS,

@@ -12,6 +12,7 @@ from typing import Any
 from uuid import UUID
 
 import click
+import orjson
 import structlog
 from structlog.dev import ConsoleRenderer, plain_traceback
 from structlog.processors import ExceptionRenderer, JSONRenderer, TimeStamper
@@ -138,11 +139,15 @@ def _formatter(*, readable: bool, request_id: Callable[[], str | None]) -> loggi
             add_request_id,
             exceptions,
             _allow,
-            *([_indent_exception, console] if readable else [JSONRenderer()]),
+            *([_indent_exception, console] if readable else [JSONRenderer(_json)]),
         ],
         use_get_message=False,
         pass_foreign_args=True,
     )
+
+
+def _json(event: Event, **_options: Any) -> str:
+    return orjson.dumps(event).decode()
 
 
 def _name_event(_logger: Any, _method: str, event: Event) -> Event:

@@ -12,6 +12,7 @@ from marshmallow import EXCLUDE, RAISE, fields, validate
 from marshmallow import Schema as MarshmallowSchema
 from typing_extensions import override
 
+from project.dumps import compile_dump
 from project.email_addresses import normalize_email
 from project.errors import FieldError, field_code
 
@@ -81,6 +82,20 @@ class Schema(MarshmallowSchema):
         """Unknown fields are errors."""
 
         unknown = RAISE
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._dump_one = compile_dump(self)
+
+    @override
+    def _serialize(self, obj: Any, *, many: bool = False) -> Any:
+        """Dump as marshmallow does, in less time."""
+        if many and obj is not None:
+            return [self._serialize(item) for item in obj]
+        try:
+            return self._dump_one(obj)
+        except (AttributeError, KeyError):  # a value is missing, and its field is left out
+            return super()._serialize(obj)
 
     @override
     def on_bind_field(self, field_name: str, field_obj: Any) -> None:
@@ -218,6 +233,11 @@ class Id(fields.UUID):
             raise self.make_error("invalid_uuid")
         return found
 
+    @override
+    def _serialize(self, value: uuid.UUID | None, attr: str | None, obj: Any, **kwargs: Any) -> Any:
+        """Leave it to JSON, which writes ids (see json.py) in a tenth of the time."""
+        return value
+
 
 class Timestamp(fields.AwareDateTime):
     """A time in RFC 3339 with an offset; out in UTC with `Z`."""
@@ -237,8 +257,9 @@ class Timestamp(fields.AwareDateTime):
             raise self.make_error("format") from error
 
     @override
-    def _serialize(self, value: datetime | None, attr: str | None, obj: Any, **kwargs: Any) -> str | None:
-        return None if value is None else value.astimezone(UTC).isoformat().replace("+00:00", "Z")
+    def _serialize(self, value: datetime | None, attr: str | None, obj: Any, **kwargs: Any) -> Any:
+        """Leave it to JSON as well."""
+        return value if value is None or value.tzinfo is UTC else value.astimezone(UTC)
 
 
 class Email(String):
