@@ -98,7 +98,7 @@ def _refuse_unlisted_query() -> None:
     Raises:
         Invalid: unknown_field.
     """
-    if not request.args:
+    if not request.query_string:
         return
     marks = current_app.view_functions[request.endpoint or ""].__dict__["_apidoc"]
     if not any(parameter["in"] == "query" for parameter in marks.get("arguments", {}).get("parameters", ())):
