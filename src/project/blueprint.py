@@ -127,6 +127,11 @@ class Blueprint(flask_smorest.Blueprint):
         mark(view_func, operation_id=operation_id)
         super().add_url_rule(rule, endpoint, view_func, **options)
 
+    def arguments(self, schema: Any, **options: Any) -> Callable[[View], View]:
+        """Load what was sent through a schema, which is made once and not for every request."""
+        made = schema() if isinstance(schema, type) else schema
+        return super().arguments(made, **options)  # type: ignore[no-any-return]  # flask-smorest is not typed
+
     def response(
         self,
         status_code: int,

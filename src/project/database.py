@@ -10,7 +10,7 @@ from typing import Any
 
 from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
-from sqlalchemy import DateTime, Dialect, Engine, Enum, MetaData, TypeDecorator, Uuid, event
+from sqlalchemy import DateTime, Dialect, Engine, Enum, Executable, MetaData, Row, TypeDecorator, Uuid, event
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection, make_url
 from sqlalchemy.exc import PendingRollbackError
@@ -65,6 +65,10 @@ class UtcDateTime(TypeDecorator[datetime]):
         if value is None:
             return None
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+    def result_processor(self, dialect: Dialect, coltype: object) -> Any:
+        """Leave to the driver what it can do: it gives times in the zone of the connection, which is UTC."""
+        return None if dialect.name == "postgresql" else super().result_processor(dialect, coltype)
 
 
 COLUMN_TYPES: dict[Any, Any] = {
@@ -230,6 +234,21 @@ def _begin_write() -> None:
     if db.engine.dialect.name == "postgresql":
         options["isolation_level"] = "READ COMMITTED"
     db.session.connection(execution_options=options)
+
+
+def write_alone(statement: Executable, values: dict[str, Any]) -> Row[Any] | None:
+    """Run one INSERT, UPDATE or DELETE … RETURNING as a transaction of its own, and return its first row.
+
+    It takes one trip to the server instead of three, since the session is in AUTOCOMMIT.
+
+    Raises:
+        RuntimeError: inside `transaction()`, where nothing runs alone.
+    """
+    session = db.session()
+    if session.info.get("transaction"):
+        raise RuntimeError("a transaction is open")
+    with _turn():
+        return session.execute(statement, values).first()
 
 
 def insert(model: type[Base]) -> postgresql.Insert | sqlite.Insert:

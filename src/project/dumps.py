@@ -5,7 +5,7 @@ the same for every object, and most values become themselves: a list of 50 accou
 """
 
 from collections.abc import Callable
-from operator import getitem
+from operator import attrgetter
 from typing import Any
 
 from marshmallow import Schema, fields
@@ -18,30 +18,29 @@ _UNCHANGED: dict[Any, type] = {
 }
 
 
+# What stands for the value of a computed field, which has none: every object has this.
+_NOTHING = "__class__"
+
+
 def compile_dump(schema: Schema) -> Callable[[Any], dict[str, Any]]:
     """Return a function that dumps one object, or one dict, as the schema itself would.
 
     Of an object that lacks a value it raises AttributeError or KeyError; a plain dump leaves the field out.
     """
+    members = schema.dump_fields.items()
+    sources = [(field.attribute or name) if field._CHECK_ATTRIBUTE else _NOTHING for name, field in members]
     plan = [
-        (
-            name if field.data_key is None else field.data_key,
-            # A computed field has no value to begin with.
-            (field.attribute or name) if field._CHECK_ATTRIBUTE else None,
-            _unchanged(field),
-            field._serialize,
-            name,
-        )
-        for name, field in schema.dump_fields.items()
+        (name if field.data_key is None else field.data_key, _unchanged(field), field._serialize, name)
+        for name, field in members
     ]
+    values_of = attrgetter(*sources, _NOTHING)  # of two names or more it gives a tuple
 
     def dump(obj: Any) -> dict[str, Any]:
-        read: Callable[[Any, str], Any] = getitem if isinstance(obj, dict) else getattr
-        result = {}
-        for key, source, unchanged, serialize, name in plan:
-            value = None if source is None else read(obj, source)
-            result[key] = value if type(value) is unchanged else serialize(value, name, obj)
-        return result
+        values = [obj[source] for source in sources] if isinstance(obj, dict) else values_of(obj)
+        return {
+            key: value if type(value) is unchanged else serialize(value, name, obj)
+            for value, (key, unchanged, serialize, name) in zip(values, plan, strict=False)
+        }
 
     return dump
 

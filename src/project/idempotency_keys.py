@@ -20,11 +20,11 @@ from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import JSON, ColumnElement, Row, String, and_, delete, insert, or_, select, tuple_, update
+from sqlalchemy import JSON, ColumnElement, Executable, Row, String, and_, delete, insert, or_, select, tuple_, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Mapped, mapped_column
 
-from project.database import Base, db, transaction, utcnow
+from project.database import Base, db, transaction, utcnow, write_alone
 from project.errors import Conflict, FieldError, Invalid
 
 # Longer than a request takes, but for slow uploads: of those that run twice then, one becomes a file (`attach`).
@@ -157,6 +157,23 @@ def attach(resource_id: UUID) -> None:
     note = update(IdempotencyKey).where(claimed.held()).values(resource_id=resource_id)
     if db.session.scalar(note.returning(IdempotencyKey.key)) is None:
         raise IdempotencyInProgress()
+
+
+def make(statement: Executable, resource_id: UUID, values: dict[str, Any]) -> bool:
+    """Run the one INSERT … RETURNING that makes a resource, and tell whether it made one.
+
+    With a key its note is written in the same transaction; without one the statement runs alone.
+
+    Raises:
+        IdempotencyInProgress: see `attach`.
+    """
+    if _executing.get() is None:
+        return write_alone(statement, values) is not None
+    with transaction():
+        made = db.session.execute(statement, values).first() is not None
+        if made:
+            attach(resource_id)
+    return made
 
 
 @contextmanager

@@ -121,7 +121,9 @@ def spend(name: str, *key: str) -> None:
 
 def has_room(name: str, *key: str) -> bool:
     """Tell whether something is left of a budget, and take nothing."""
-    return not settings.rate_limits or bool(_counter().use(lambda strategy: strategy.test(_item(name), STRATEGY, name, *key)))
+    return not settings.rate_limits or bool(
+        _counter().use(lambda strategy: strategy.test(_item(name), STRATEGY, name, *key))
+    )
 
 
 def count(name: str, *key: str) -> None:

@@ -166,7 +166,9 @@ def _is_inside(address: str | None) -> bool:
 def _count(response: Response) -> Response:
     # The rule, not the path: paths are endless.
     rule, method = request.url_rule, request.method
-    requests, duration = _series(method if method in METHODS else "other", rule.rule if rule else "none", response.status_code)
+    requests, duration = _series(
+        method if method in METHODS else "other", rule.rule if rule else "none", response.status_code
+    )
     requests.inc()
     duration.observe(time.perf_counter() - g.started)
     return response

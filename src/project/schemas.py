@@ -62,6 +62,10 @@ class Message(str):
         message.code = code
         return message
 
+    def __getnewargs__(self) -> tuple[str, str]:
+        """Say what a copy is made of."""
+        return str(self), self.code
+
     def format(self, *args: object, **kwargs: object) -> "Message":
         """Fill in the placeholders and keep the code."""
         return Message(super().format(*args, **kwargs), self.code)
@@ -199,6 +203,11 @@ class Choice(fields.Enum[Any]):
 
     def __init__(self, choices: type[enum.Enum], **options: Any) -> None:
         super().__init__(choices, by_value=fields.String, **options)
+
+    @override
+    def _serialize(self, value: enum.Enum | None, attr: str | None, obj: Any, **kwargs: Any) -> Any:
+        """Return the member's value, which is a text."""
+        return value if value is None else value.value
 
 
 class QueryInteger(Integer):

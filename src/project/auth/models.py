@@ -78,4 +78,7 @@ class KnownNetwork(Base):
     last_login_at: Mapped[datetime] = mapped_column(index=True)
 
 
+# The table, for statements that read rows.
+SESSIONS = Session.__table__
+
 SESSION_SORTS = {"created_at": Session.created_at, "last_used_at": Session.last_used_at}

@@ -10,7 +10,7 @@ from sqlalchemy import and_, bindparam, select, update
 
 from project import audit, metrics
 from project.auth.links import send_notice, send_verification
-from project.auth.models import KnownNetwork, Session
+from project.auth.models import SESSIONS, KnownNetwork, Session
 from project.auth.passwords import hash_password, hashing, needs_rehash, verify_password
 from project.auth.sessions import KNOWN_NETWORK_LIFETIME, is_alive, revoke
 from project.database import db, insert, transaction, utcnow, uuid7
@@ -20,7 +20,7 @@ from project.limits import network, refill, spend
 from project.observability import origin
 from project.security import Claims, Principal, SessionRevoked
 from project.users import service as users
-from project.users.models import User
+from project.users.models import SHOWN, USERS, User
 
 logger = logging.getLogger(__name__)
 
@@ -46,15 +46,11 @@ class TokenReused(Unauthorized):
     cure = "Sign in again. Keep only the newest refresh token, and refresh from one place."
 
 
-_users, _sessions = User.__table__, Session.__table__
-# The caller of a request, as far as requests need to know it. It is asked for with each, so it is made once and gives a
-# row rather than an object.
+# The caller of a request. It is asked for with each one, so it is made once, and gives a row rather than an object.
 _PRINCIPAL = (
-    select(*(column for column in _users.c if column.name not in {"password_hash", "session_epoch", "erased_at"}))
-    .join(_sessions, _sessions.c.user_id == _users.c.id)
-    .where(
-        _sessions.c.id == bindparam("session_id"), _users.c.id == bindparam("user_id"), is_alive(bindparam("now"))
-    )
+    select(*SHOWN)
+    .join(SESSIONS, SESSIONS.c.user_id == USERS.c.id)
+    .where(SESSIONS.c.id == bindparam("session_id"), USERS.c.id == bindparam("user_id"), is_alive(bindparam("now")))
 )
 
 

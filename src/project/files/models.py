@@ -144,5 +144,8 @@ class FileVariant(Record):
     __table_args__ = (UniqueConstraint("file_id", "spec"),)
 
 
+# The tables, for statements about rows.
+FILES, SHARE_LINKS = File.__table__, ShareLink.__table__
+
 SORTS = {"created_at": File.created_at, "size": File.size, "filename": File.filename}
 SHARE_SORTS = {"created_at": ShareLink.created_at}

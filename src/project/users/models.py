@@ -39,4 +39,8 @@ class User(Record):
     )
 
 
-SORTS = {"created_at": User.created_at, "email": User.email}
+# The table, for statements that read rows, and what is shown of an account.
+USERS = User.__table__
+SHOWN = [column for column in USERS.c if column.name not in {"password_hash", "session_epoch", "erased_at"}]
+
+SORTS = {"created_at": USERS.c.created_at, "email": USERS.c.email}
