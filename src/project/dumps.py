@@ -5,10 +5,12 @@ the same for every object, and most values become themselves: a list of 50 accou
 """
 
 from collections.abc import Callable
-from operator import attrgetter
+from functools import cache
+from operator import attrgetter, itemgetter
 from typing import Any
 
 from marshmallow import Schema, fields
+from sqlalchemy import Row
 
 # The types whose values a field dumps as they are, by the method that dumps so: a subclass with another has no entry.
 _UNCHANGED: dict[Any, type] = {
@@ -33,13 +35,23 @@ def compile_dump(schema: Schema) -> Callable[[Any], dict[str, Any]]:
         (name if field.data_key is None else field.data_key, _unchanged(field), field._serialize, name)
         for name, field in members
     ]
+    is_computed = _NOTHING in sources
     values_of = attrgetter(*sources, _NOTHING)  # of two names or more it gives a tuple
 
+    @cache
+    def columns_of(names: tuple[str, ...]) -> Callable[[Any], Any]:
+        # A row finds a column by its place in a fifth of the time that it takes by its name.
+        return itemgetter(*(names.index(source) for source in sources), 0)
+
+    def values(obj: Any) -> Any:
+        if isinstance(obj, Row) and not is_computed:
+            return columns_of(obj._fields)(obj)
+        return [obj[source] for source in sources] if isinstance(obj, dict) else values_of(obj)
+
     def dump(obj: Any) -> dict[str, Any]:
-        values = [obj[source] for source in sources] if isinstance(obj, dict) else values_of(obj)
         return {
             key: value if type(value) is unchanged else serialize(value, name, obj)
-            for value, (key, unchanged, serialize, name) in zip(values, plan, strict=False)
+            for value, (key, unchanged, serialize, name) in zip(values(obj), plan, strict=False)
         }
 
     return dump

@@ -24,7 +24,7 @@ from sqlalchemy import JSON, ColumnElement, Executable, Row, String, and_, delet
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Mapped, mapped_column
 
-from project.database import Base, db, transaction, utcnow, write_alone
+from project.database import Base, db, run, transaction, utcnow
 from project.errors import Conflict, FieldError, Invalid
 
 # Longer than a request takes, but for slow uploads: of those that run twice then, one becomes a file (`attach`).
@@ -168,9 +168,9 @@ def make(statement: Executable, resource_id: UUID, values: dict[str, Any]) -> bo
         IdempotencyInProgress: see `attach`.
     """
     if _executing.get() is None:
-        return write_alone(statement, values) is not None
+        return bool(run(statement, values))
     with transaction():
-        made = db.session.execute(statement, values).first() is not None
+        made = bool(run(statement, values))
         if made:
             attach(resource_id)
     return made

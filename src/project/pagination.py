@@ -6,17 +6,18 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 from typing import Any, TypeVar
 from urllib.parse import quote, urlencode
 from uuid import UUID
 
 from flask import request
-from sqlalchemy import Column, ColumnElement, Select, Uuid, func, literal, select, tuple_
+from sqlalchemy import Column, ColumnElement, Select, Uuid, bindparam, func, select, tuple_
 from sqlalchemy.orm import InstrumentedAttribute
 
 from project import signing
 from project.config import settings
-from project.database import UtcDateTime, db
+from project.database import UtcDateTime, db, run
 from project.errors import BadRequest
 
 # A file name of 255 characters is the longest value sorted by: about 1,400 characters of cursor.
@@ -59,6 +60,9 @@ class Page(list[T]):
         self.total = total
 
 
+# Where a page begins: the last value of the page before, and the id that goes with it.
+_HERE = ("cursor_value", "cursor_id")
+
 # The columns of an entity, or of a table when rows are read.
 Key = InstrumentedAttribute[Any] | Column[Any]
 
@@ -91,13 +95,13 @@ def paginate(
     column = sorts[page.sort.removeprefix("-")]
     position = (column, tiebreaker)
     scope = [page.sort, page.bound_to, str(tiebreaker), str(owner)]
-    rows = statement
-    if page.cursor is not None:
-        rows = rows.where(_is_beyond(position, _read_cursor(page.cursor, scope, position), descending=descending))
-    rows = rows.order_by(*(key.desc() if descending else key.asc() for key in position))
+    order, is_beyond = _order(position, descending=descending)
     # One row more than asked tells whether there is a next page.
-    found = db.session.execute(rows.limit(page.limit + 1))
-    items = found.all() if isinstance(tiebreaker, Column) else found.scalars().all()
+    rows, values = statement.order_by(*order).limit(page.limit + 1), {}
+    if page.cursor is not None:
+        rows = rows.where(is_beyond)
+        values = dict(zip(_HERE, _read_cursor(page.cursor, scope, position), strict=True))
+    items = run(rows, values) if isinstance(tiebreaker, Column) else db.session.scalars(rows, values).all()
     next_cursor = None
     if len(items) > page.limit:
         last = items[page.limit - 1]
@@ -106,10 +110,12 @@ def paginate(
     return Page(items[: page.limit], limit=page.limit, next_cursor=next_cursor, total=total)
 
 
-def _is_beyond(position: Sequence[Key], values: list[Any], *, descending: bool) -> ColumnElement[bool]:
-    here = tuple_(*position)
-    there = tuple_(*(literal(value, key.type) for key, value in zip(position, values, strict=True)))
-    return here < there if descending else here > there
+@cache
+def _order(position: tuple[Key, Key], *, descending: bool) -> tuple[list[ColumnElement[Any]], ColumnElement[bool]]:
+    """Return how a list is sorted, and the condition for what comes after the values named in _HERE; made once."""
+    here = tuple_(*(bindparam(name, type_=key.type) for name, key in zip(_HERE, position, strict=True)))
+    order = [key.desc() if descending else key.asc() for key in position]
+    return order, tuple_(*position) < here if descending else tuple_(*position) > here
 
 
 def next_link(page: Page[Any]) -> str | None:

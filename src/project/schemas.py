@@ -98,7 +98,7 @@ class Schema(MarshmallowSchema):
             return [self._serialize(item) for item in obj]
         try:
             return self._dump_one(obj)
-        except (AttributeError, KeyError):  # a value is missing, and its field is left out
+        except (AttributeError, KeyError, ValueError):  # a value is missing, and its field is left out
             return super()._serialize(obj)
 
     @override

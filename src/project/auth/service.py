@@ -13,7 +13,7 @@ from project.auth.links import send_notice, send_verification
 from project.auth.models import SESSIONS, KnownNetwork, Session
 from project.auth.passwords import hash_password, hashing, needs_rehash, verify_password
 from project.auth.sessions import KNOWN_NETWORK_LIFETIME, is_alive, revoke
-from project.database import db, insert, transaction, utcnow, uuid7
+from project.database import db, insert, run, transaction, utcnow, uuid7
 from project.errors import Unauthorized
 from project.jobs import defer, task
 from project.limits import network, refill, spend
@@ -175,11 +175,10 @@ def load_principal(claims: Claims) -> Principal:
         SessionRevoked.
     """
     values = {"session_id": claims.session_id, "user_id": claims.user_id, "now": utcnow()}
-    with db.engine.connect() as connection:  # a session would cost as much as the query, and many routes need none
-        account = connection.execute(_PRINCIPAL, values).first()
-    if account is None:
+    found = run(_PRINCIPAL, values)
+    if not found:
         raise SessionRevoked()
-    return Principal(account=account, session_id=claims.session_id)
+    return Principal(account=found[0], session_id=claims.session_id)
 
 
 def refresh(claims: Claims) -> SignIn:
