@@ -23,7 +23,7 @@ MIGRATIONS = Path(__file__).parents[2] / "migrations"
 class _NoSessions(SessionInterface):
     """Nothing is kept in cookies, so none is looked for."""
 
-    def open_session(self, app: Flask, request: Any) -> SecureCookieSession:
+    def open_session(self, app: Flask, _request: Any) -> SecureCookieSession:
         """Return the session that cannot be written to."""
         return self.make_null_session(app)
 

@@ -18,7 +18,7 @@ from project.json import has_body, load_body
 from project.marks import mark
 from project.openapi import document_operation, envelope
 from project.pagination import Page, next_link
-from project.schemas import REPEATED, UNKNOWN_FIELD, Message, field_errors
+from project.validation import REPEATED, UNKNOWN_FIELD, Message, field_errors
 
 View = TypeVar("View", bound=Callable[..., Any])
 

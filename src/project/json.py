@@ -131,9 +131,9 @@ def _require_json(request: Request) -> None:
         raise UnsupportedMediaType("Compressed bodies are not accepted.")
 
 
-def dumps(value: Any) -> bytes:
+def dumps(value: Any, *, indent: bool = False) -> bytes:
     """Serialise; ids become texts and times RFC 3339 in UTC with `Z`, and non-finite floats null: never NaN."""
-    return orjson.dumps(value, option=orjson.OPT_UTC_Z)
+    return orjson.dumps(value, option=orjson.OPT_UTC_Z | (orjson.OPT_INDENT_2 if indent else 0))
 
 
 class OrjsonProvider(JSONProvider):

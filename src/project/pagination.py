@@ -80,13 +80,11 @@ def paginate(
     Rows inserted meanwhile neither repeat nor hide others: a page begins after values, not at a number.
 
     Args:
-        statement: selects one entity; or the columns of its table, which makes rows in half the time, for lists that
-            are only shown.
+        statement: selects one entity; or the columns of its table, and rows come in half the time.
         page: what the client asked for; its sort must be in `sorts`, with `-` for descending.
         sorts: the columns that may be sorted by, by public name; columns of that entity or table, never null.
         tiebreaker: its id, which makes the order total.
-        owner: the caller's id, or a tuple with whatever else the list depends on that is not in the query
-            string (an id in the path); the cursor is of no use to another.
+        owner: the caller's id, or a tuple with whatever else the list depends on that is not in the query string.
 
     Raises:
         InvalidCursor: the cursor was not made for exactly this list.
@@ -111,7 +109,7 @@ def paginate(
 
 
 @cache
-def _order(position: tuple[Key, Key], *, descending: bool) -> tuple[list[ColumnElement[Any]], ColumnElement[bool]]:
+def _order(position: tuple[Key, Key], *, descending: bool) -> tuple[Sequence[ColumnElement[Any]], ColumnElement[bool]]:
     """Return how a list is sorted, and the condition for what comes after the values named in _HERE; made once."""
     here = tuple_(*(bindparam(name, type_=key.type) for name, key in zip(_HERE, position, strict=True)))
     order = [key.desc() if descending else key.asc() for key in position]

@@ -2,9 +2,10 @@
 
 from datetime import datetime
 from enum import StrEnum
+from typing import cast
 from uuid import UUID
 
-from sqlalchemy import ForeignKey, Index, String
+from sqlalchemy import ForeignKey, Index, String, Table
 from sqlalchemy.orm import Mapped, mapped_column
 
 from project.database import Base, Record
@@ -79,6 +80,6 @@ class KnownNetwork(Base):
 
 
 # The table, for statements that read rows.
-SESSIONS = Session.__table__
+SESSIONS = cast(Table, Session.__table__)
 
 SESSION_SORTS = {"created_at": Session.created_at, "last_used_at": Session.last_used_at}

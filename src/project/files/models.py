@@ -6,9 +6,10 @@ other bytes uploads another file, and so the SHA-256 is a strong ETag for ever.
 
 from datetime import datetime
 from enum import StrEnum
+from typing import cast
 from uuid import UUID
 
-from sqlalchemy import JSON, BigInteger, CheckConstraint, ForeignKey, Index, String, UniqueConstraint
+from sqlalchemy import JSON, BigInteger, CheckConstraint, ForeignKey, Index, String, Table, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column
 
 from project.database import Base, Record
@@ -145,7 +146,7 @@ class FileVariant(Record):
 
 
 # The tables, for statements about rows.
-FILES, SHARE_LINKS = File.__table__, ShareLink.__table__
+FILES, SHARE_LINKS = cast(Table, File.__table__), cast(Table, ShareLink.__table__)
 
 SORTS = {"created_at": File.created_at, "size": File.size, "filename": File.filename}
 SHARE_SORTS = {"created_at": ShareLink.created_at}

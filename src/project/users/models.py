@@ -1,8 +1,9 @@
 """The account."""
 
 from datetime import datetime
+from typing import cast
 
-from sqlalchemy import CheckConstraint, Index, String
+from sqlalchemy import CheckConstraint, Index, String, Table
 from sqlalchemy.orm import Mapped, mapped_column
 
 from project.database import Record
@@ -40,7 +41,7 @@ class User(Record):
 
 
 # The table, for statements that read rows, and what is shown of an account.
-USERS = User.__table__
+USERS = cast(Table, User.__table__)
 SHOWN = [column for column in USERS.c if column.name not in {"password_hash", "session_epoch", "erased_at"}]
 
 SORTS = {"created_at": USERS.c.created_at, "email": USERS.c.email}
