@@ -34,6 +34,13 @@ class Environment(StrEnum):
     PRODUCTION = "production"
 
 
+class Server(StrEnum):
+    """What `make run` serves with."""
+
+    GUNICORN = "gunicorn"
+    GRANIAN = "granian"
+
+
 @dataclass(frozen=True)
 class Limits:
     """Rate limits in the notation `count/period`; docs/client-guide.md says what each protects."""
@@ -72,6 +79,7 @@ class Settings:
     limits: Limits
     secret_key: str
     jwt_keys: dict[str, str]
+    server: Server
     web_concurrency: int
     web_threads: int
     drain_seconds: int
@@ -81,6 +89,7 @@ class Settings:
     app_url: str
     trusted_hosts: list[str]
     proxy_hops: int
+    proxy_drops_underscores: bool
     cors_origins: list[str]
     mail_url: str
     mail_from: str
@@ -130,6 +139,7 @@ def load_config(env: Mapping[str, str] = os.environ) -> Settings:
         limits=_limits(read),
         secret_key=read_secret_key(read, data_dir, required=production),
         jwt_keys=read_jwt_keys(read, data_dir, required=production),
+        server=read.parse("SERVER", "gunicorn", Server, "gunicorn or granian"),
         web_concurrency=_web_concurrency(read, database_url),
         web_threads=read.integer("WEB_THREADS", 256, at_least=1, at_most=1024),
         drain_seconds=read.integer("DRAIN_SECONDS", 0, at_most=60),
@@ -139,6 +149,7 @@ def load_config(env: Mapping[str, str] = os.environ) -> Settings:
         app_url=read.url("APP_URL", "http://localhost:5173"),
         trusted_hosts=read.names("TRUSTED_HOSTS") or [*LOCAL_HOSTS, urlsplit(public_url).hostname or ""],
         proxy_hops=read.integer("PROXY_HOPS", 0, at_most=10),
+        proxy_drops_underscores=read.flag("PROXY_DROPS_UNDERSCORES"),
         cors_origins=read.origins("CORS_ORIGINS", "http://localhost:3000,http://localhost:5173"),
         mail_url=read.url("MAIL_URL", "file://outbox", "file", "smtp", "smtps", "memory"),
         mail_from=read.text("MAIL_FROM", "Project <no-reply@localhost>"),
