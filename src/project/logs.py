@@ -65,7 +65,7 @@ _REFUSED = "Invalid request"
 _HANDLER = "project"
 # Commands that serve until they are stopped; their logs go where a server's do.
 _SERVING = {"run", "worker"}
-# Libraries speak from `warning` on, gunicorn and granian from `info`: they say when workers come and go. The others here
+# Libraries speak from `warning` on, gunicorn and granian from `info`: they say when workers come and go. The other ones
 # would set a level of their own, and write a line with the whole path for every request.
 _LIBRARIES = {
     "_granian": logging.INFO,
