@@ -20,7 +20,7 @@ SERVER_STAMP := .venv/$(if $(filter granian,$(SERVER)),granian,main).stamp
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  \033[1m%-18s\033[0m %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-run: $(SERVER_STAMP) ## Start the server (PORT=8000 DATA_DIR=./instance SERVER=gunicorn); the first time installs and fills it
+run: $(SERVER_STAMP) ## Start the server (PORT=8000 DATA_DIR=./instance SERVER=gunicorn|granian); the first time installs and fills it
 	@exec $(BIN)/flask start
 
 stack: .venv/dev.stamp ## Start the production topology: nginx, two servers, a worker, PostgreSQL, Valkey, S3 (PORT, DATA_DIR)
