@@ -32,6 +32,8 @@ from project.observability import configure_logs
 CONNECTIONS = 1000
 # Bytes of the address and all headers together; what is longer granian refuses, without a body.
 MAX_HEAD = 64 * 1024
+# For a head to come, and for a connection between two requests: longer than any proxy keeps idle ones, as for gunicorn.
+HEAD_SECONDS = 75
 # For what is under way when it stops, in seconds.
 GRACEFUL_SECONDS = 30
 PR_SET_PDEATHSIG = 1
@@ -67,7 +69,7 @@ def serve(settings: Settings, host: str, port: int, target: str) -> None:
         blocking_threads=settings.web_threads,
         backpressure=CONNECTIONS,
         http=HTTPModes.http1,
-        http1_settings=HTTP1Settings(max_buffer_size=MAX_HEAD),
+        http1_settings=HTTP1Settings(header_read_timeout=HEAD_SECONDS * 1000, max_buffer_size=MAX_HEAD),
         websockets=False,
         log_level=log.LogLevels(settings.log_level.lower()),
         # No handlers of its own: its lines go where ours go, in the same form.
