@@ -2,6 +2,7 @@
 
 import requests
 
+from tests.http.client import eventually
 from tests.servers import AppServer
 
 CHUNKED = "Transfer-Encoding: chunked"
@@ -28,6 +29,11 @@ def chunk(data: bytes) -> bytes:
 
 
 def check_nothing_is_stored(server: AppServer, token: str) -> None:
+    """Wait until the account has no file and none is under way: what was deleted goes moments later."""
     authorized = {"Authorization": f"Bearer {token}"}
-    usage = requests.get(f"{server.url}/v1/files/usage", headers=authorized, timeout=10).json()["data"]
-    assert (usage["used"], usage["reserved"], usage["file_count"]) == (0, 0, 0)
+
+    def look() -> bool | None:
+        usage = requests.get(f"{server.url}/v1/files/usage", headers=authorized, timeout=10).json()["data"]
+        return (usage["used"], usage["reserved"], usage["file_count"]) == (0, 0, 0) or None
+
+    eventually(look, "an account without files")

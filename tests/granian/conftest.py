@@ -28,13 +28,18 @@ def server(env: dict[str, str]) -> Iterator[AppServer]:
 
 
 @pytest.fixture(scope="session")
-def front(env: dict[str, str]) -> Iterator[str]:
-    """nginx before a server."""
+def behind(env: dict[str, str]) -> Iterator[AppServer]:
+    """A server that believes a proxy."""
+    with run_server({**env, "PROXY_HOPS": "1", "PROXY_DROPS_UNDERSCORES": "on"}, server="granian") as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def front(behind: AppServer, env: dict[str, str]) -> Iterator[str]:
+    """nginx before that server."""
     if NGINX is None:
         pytest.skip("nginx is not installed")
-    behind = {**env, "PROXY_HOPS": "1", "PROXY_DROPS_UNDERSCORES": "on"}
-    files = f"file://{env['DATA_DIR']}/files"
-    with run_server(behind, server="granian") as app, run_front(app.port, files, buffering=True) as found:
+    with run_front(behind.port, f"file://{env['DATA_DIR']}/files", buffering=True) as found:
         yield found.url
 
 
