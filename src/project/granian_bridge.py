@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from tempfile import TemporaryFile
+from tempfile import SpooledTemporaryFile
 from typing import IO, TYPE_CHECKING, Any, NoReturn, Protocol
 
 from project.middleware import LINGER_BLOCK, LINGER_SECONDS, LengthRequired, Lingering
@@ -101,7 +101,7 @@ def _send(
         exchange.response_bytes(status, headers, b"")
     elif length is None:
         # Where it fails half-way granian would end it as if it were complete, so nothing of it goes out before its end.
-        with TemporaryFile() as file:
+        with SpooledTemporaryFile(BLOCK) as file:
             file.writelines(blocks)
             length = file.tell()
             file.seek(0)
