@@ -10,6 +10,9 @@ ARGS ?= -n auto --dist loadgroup
 SCRATCH = dir=$$(mktemp -d) && trap 'rm -rf "$$dir"' EXIT && \
 	export APP_ENV=testing DATA_DIR="$$dir" && unset DATABASE_URL REDIS_URL &&
 
+# SERVER=granian, another server than the usual one, is installed when it is asked for.
+SERVER_STAMP := .venv/$(if $(filter granian,$(SERVER)),granian,main).stamp
+
 .DEFAULT_GOAL := help
 .PHONY: help run stack chaos test bench check format-check lint types imports lock-check migrations-check \
 	openapi-check security coverage audit format lock clean
@@ -17,7 +20,7 @@ SCRATCH = dir=$$(mktemp -d) && trap 'rm -rf "$$dir"' EXIT && \
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  \033[1m%-18s\033[0m %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-run: .venv/main.stamp ## Start the server (PORT=8000 DATA_DIR=./instance); the first time installs and fills it
+run: $(SERVER_STAMP) ## Start the server (PORT=8000 DATA_DIR=./instance SERVER=gunicorn|granian); the first time installs and fills it
 	@exec $(BIN)/flask start
 
 stack: .venv/dev.stamp ## Start the production topology: nginx, two servers, a worker, PostgreSQL, Valkey, S3 (PORT, DATA_DIR)

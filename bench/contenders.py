@@ -64,7 +64,7 @@ class Server:
 
 
 OURS = Contender("gunicorn", "project, gunicorn", (*GUNICORN, "-c", "deploy/gunicorn.conf.py", "wsgi:app"))
-OURS_GRANIAN = Contender("granian", "project, granian", (*GRANIAN, "wsgi:app"))
+OURS_GRANIAN = Contender("granian", "project, granian", ("-m", "deploy.granian_server"))
 # As in production: every request counts in the store that all processes share. The others count nothing.
 OURS_LIMITED = Contender("limited", "project, gunicorn, rate limits in Valkey", OURS.arguments, {"RATE_LIMITS": "on"})
 FASTAPI_SYNC = Contender("fastapi_sync", "FastAPI sync, SQLModel", (*UVICORN, "bench.peers.fastapi_sync:app"))

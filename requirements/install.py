@@ -1,4 +1,4 @@
-"""Make .venv hold what a lock file says: `python requirements/install.py main|dev`; for `bench` it is .venv-bench.
+"""Make .venv hold what a lock file says: `python requirements/install.py main|granian|dev`; `bench` is for .venv-bench.
 
 Runs under whatever interpreter the machine calls python3, perhaps one too old for the project, so the
 syntax is plain and nothing but the standard library is imported. Several `make run` at once are normal (two
@@ -19,10 +19,15 @@ OLDEST = (3, 11)
 ROOT = Path(__file__).resolve().parent.parent
 # Twice quiet: errors still show, and each mirror that a machine has configured does not warn per package.
 QUIET = ["-qq", "--disable-pip-version-check", "--no-input"]
-# The development lock holds everything that the main one does, in the same versions.
-ALSO_DONE_BY = {"main": ["main"], "dev": ["main", "dev"], "bench": ["bench"]}
+# The other locks hold everything that the main one does, in the same versions, and that of development all of them.
+ALSO_DONE_BY = {
+    "main": ["main"],
+    "granian": ["main", "granian"],
+    "dev": ["main", "granian", "dev"],
+    "bench": ["bench"],
+}
 # What the benchmarks compare the product with stays out of the environment that the product is developed in.
-FOLDERS = {"main": ".venv", "dev": ".venv", "bench": ".venv-bench"}
+FOLDERS = {"main": ".venv", "granian": ".venv", "dev": ".venv", "bench": ".venv-bench"}
 
 
 def main(kind: str) -> None:
@@ -103,5 +108,5 @@ def clean_environment() -> Dict[str, str]:
 
 if __name__ == "__main__":
     if len(sys.argv) != 2 or sys.argv[1] not in ALSO_DONE_BY:
-        sys.exit("usage: install.py main|dev|bench")
+        sys.exit("usage: install.py main|granian|dev|bench")
     main(sys.argv[1])

@@ -66,9 +66,14 @@ _REFUSED = "Invalid request"
 _HANDLER = "project"
 # Commands that serve until they are stopped; their logs go where a server's do.
 _SERVING = {"run", "worker"}
-# Libraries speak from `warning` on, gunicorn from `info`: it says when workers come and go. The others here would
-# set a level of their own, and write a line with the whole path for every request.
-_LIBRARIES = {"gunicorn.error": logging.INFO, "gunicorn.access": logging.WARNING, "werkzeug": logging.WARNING}
+# Libraries speak from `warning` on, gunicorn and granian from `info`: they say when workers come and go. The other ones
+# would set a level of their own, and write a line with the whole path for every request.
+_LIBRARIES = {
+    "_granian": logging.INFO,
+    "gunicorn.error": logging.INFO,
+    "gunicorn.access": logging.WARNING,
+    "werkzeug": logging.WARNING,
+}
 
 # What gunicorn says of itself; its other lines quote requests.
 _OF_GUNICORN = ("Starting gunicorn", "Listening at", "Using worker", "Handling signal", "Worker (pid:", "Shutting down")

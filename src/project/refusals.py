@@ -34,9 +34,9 @@ def _code(error: ParseException) -> str:
     return "headers_too_large" if isinstance(error, LimitRequestHeaders) else "bad_request"
 
 
-def _refuse(client: socket.socket, name: str, address: tuple[str, int] | str) -> None:
+def refusal(name: str, ip: str | None) -> tuple[int, dict[str, str], bytes]:
+    """Log that a request was refused, and return the status, the headers and the body of the answer."""
     code, request_id = REGISTRY[name], str(uuid.uuid4())
-    ip = address[0] if isinstance(address, tuple) else None  # a Unix socket
     logger.info("request_refused", extra={"code": name, "status": code.status, "ip": ip, "request_id": request_id})
     about = {"type": f"/errors#{name}", "title": code.title, "status": code.status, "detail": code.title}
     body = orjson.dumps({**about, "code": name, "request_id": request_id})
@@ -50,7 +50,13 @@ def _refuse(client: socket.socket, name: str, address: tuple[str, int] | str) ->
         "Content-Type": PROBLEM_TYPE,
         "X-Request-ID": request_id,
     }
-    lines = [f"HTTP/1.1 {code.status} Refused", *(f"{name}: {value}" for name, value in headers.items())]
+    return code.status, headers, body
+
+
+def _refuse(client: socket.socket, name: str, address: tuple[str, int] | str) -> None:
+    ip = address[0] if isinstance(address, tuple) else None  # a Unix socket
+    status, headers, body = refusal(name, ip)
+    lines = [f"HTTP/1.1 {status} Refused", *(f"{name}: {value}" for name, value in headers.items())]
     client.settimeout(SEND_SECONDS)
     try:
         client.sendall("\r\n".join(lines).encode() + b"\r\n\r\n" + body)
