@@ -24,8 +24,8 @@ from project.extensions import limiter
 from tests import factories
 from tests.conftest import ENV, migrated
 from tests.servers import run_server, run_valkey
-from tests.servers.valkey import Valkey
 from tests.servers.process import free_port
+from tests.servers.valkey import Valkey
 
 MEMBERS = {"type", "title", "status", "detail", "instance", "code", "request_id"}
 TIGHT = {"LIMIT_READ": "3/minute", "LIMIT_WRITE": "2/minute", "LIMIT_ANONYMOUS": "2/15 minutes"}
