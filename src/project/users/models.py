@@ -7,6 +7,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from project.database import Record
 from project.email_addresses import MAX_EMAIL_LENGTH
+from project.indexes import only, trigrams
 from project.security import Role
 
 
@@ -34,8 +35,11 @@ class User(Record):
     __table_args__ = (
         CheckConstraint("(email IS NULL) = (erased_at IS NOT NULL)", name="erased_has_no_email"),
         CheckConstraint("erased_at IS NULL OR NOT is_active", name="erased_is_inactive"),
-        Index("ix_users_created_at_id", "created_at", "id"),
-        Index("ix_users_role", "role"),
+        # Those of lists leave out who is erased: else a page might have to walk past many of them.
+        Index("ix_users_created_at_id_alive", "created_at", "id", **only("erased_at IS NULL")),
+        Index("ix_users_created_at_id_inactive", "created_at", "id", **only("erased_at IS NULL AND NOT is_active")),
+        Index("ix_users_role_created_at_id_privileged", "role", "created_at", "id", **only("role <> 'user'")),
+        trigrams("ix_users_email_name_trigrams", "email", "name"),
     )
 
 
