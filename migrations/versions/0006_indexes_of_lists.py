@@ -15,14 +15,18 @@ down_revision = "0005"
 branch_labels = None
 depends_on = None
 
+INACTIVE = "erased_at IS NULL AND NOT is_active"
+PRIVILEGED = "role <> 'user'"
 READY = "status = 'ready'"
 PATTERN = {"content_type": "varchar_pattern_ops"}
 
 # name: (table, columns, condition, options)
 ADDED: dict[str, tuple[str, list[str], str | None, dict[str, Any]]] = {
     "ix_users_created_at_id_alive": ("users", ["created_at", "id"], "erased_at IS NULL", {}),
-    "ix_users_created_at_id_inactive": ("users", ["created_at", "id"], "erased_at IS NULL AND NOT is_active", {}),
-    "ix_users_role_created_at_id_privileged": ("users", ["role", "created_at", "id"], "role <> 'user'", {}),
+    "ix_users_created_at_id_inactive": ("users", ["created_at", "id"], INACTIVE, {}),
+    "ix_users_email_inactive": ("users", ["email"], INACTIVE, {}),
+    "ix_users_role_created_at_id_privileged": ("users", ["role", "created_at", "id"], PRIVILEGED, {}),
+    "ix_users_role_email_privileged": ("users", ["role", "email"], PRIVILEGED, {}),
     "ix_files_owner_id_size_id_ready": ("files", ["owner_id", "size", "id"], READY, {}),
     "ix_files_owner_id_filename_id_ready": ("files", ["owner_id", "filename", "id"], READY, {}),
     "ix_files_size_id_ready": ("files", ["size", "id"], READY, {}),

@@ -115,7 +115,7 @@ def _fresh(statement: Select[Any]) -> Sequence[Any]:
 
 @metrics.measured("payments_needing_review", "Payments at which a person has to look.")
 def _count_needing_review() -> float:
-    return _count(Payment.needs_review.is_(True))
+    return _count(Payment.needs_review)
 
 
 @metrics.measured("payments_unsettled", "Payments with a step whose outcome has been unknown for ten minutes.")
