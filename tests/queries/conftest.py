@@ -11,7 +11,7 @@ from project.mail import Message
 from tests.conftest import Caller
 from tests.files.conftest import bucket, files_root, set_files
 from tests.payments.conftest import set_payments
-from tests.queries.calls import Scene
+from tests.queries.scene import Scene
 
 __all__ = ["bucket", "files_root", "set_files", "set_payments"]
 

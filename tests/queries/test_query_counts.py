@@ -19,8 +19,8 @@ from project.payments.journal import LedgerEntry, TimelineEntry, WebhookEvent
 from project.payments.models import Dispute, Payment, Price, Refund
 from project.users.models import User
 from tests.payments import asking
-from tests.queries.calls import CALLS, Call, Scene, routes_of
-from tests.queries.counting import Sent, watched
+from tests.queries.calls import CALLS, routes_of
+from tests.queries.scene import Call, Scene
 
 pytestmark = pytest.mark.parametrize("app", ["postgresql"], indirect=True)
 
@@ -151,15 +151,6 @@ LISTS: dict[str, tuple[type[Base], Callable[[Scene, Call], object]]] = {
 OTHER_LISTS = {"GET /v1/ledger/balances", "GET /v1/sandbox/payment-methods"}
 
 
-def _send(scene: Scene, route: str, call: Call) -> tuple[Any, Sent]:
-    """Call a route and watch what it sends."""
-    with scene.app.app_context():
-        engine = db.engine
-    with watched(engine) as sent:
-        answer = scene.send(route, call)
-    return answer, sent
-
-
 def _copy(model: type[Base], count: int) -> None:
     """Write more rows like the newest one, with other values where they have to be unique."""
     table = model.__table__
@@ -181,7 +172,7 @@ def test_every_route_has_its_number(app):
 @pytest.mark.parametrize("route", CALLS)
 def test_a_route_sends_so_many_statements(scene, route):
     call = CALLS[route](scene)
-    answer, sent = _send(scene, route, call)
+    answer, sent = scene.watch(route, call)
     assert sent.counts == COUNTS[route], "\n".join(statement for statement, _ in sent.statements)
     if answer.is_json and "meta" in answer.json:
         assert route in LISTS or route in OTHER_LISTS
@@ -193,9 +184,9 @@ def test_a_list_sends_as_many_statements_for_fifty_rows_as_for_one(scene, route)
     model, make_first = LISTS[route]
     make_first(scene, call)
     call["query_string"] = {"limit": 100}
-    before, few = _send(scene, route, call)
+    before, few = scene.watch(route, call)
     scene.in_app(_copy, model, 49)
-    after, many = _send(scene, route, call)
+    after, many = scene.watch(route, call)
     assert len(after.json["data"]) - len(before.json["data"]) == 49
     assert len(before.json["data"]) > 0
     assert few.counts == many.counts
