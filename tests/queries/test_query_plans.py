@@ -34,7 +34,7 @@ from tests.queries.counting import watched
 from tests.queries.lists import LISTS, Listing
 from tests.queries.plans import Plan, explain, explain_for_any
 from tests.queries.scene import Scene
-from tests.queries.seeding import ADMIN, HEAVY, many_rows, numbered
+from tests.queries.seeding import HEAVY, STAFF, many_rows, numbered
 
 ROWS = int(os.environ.get("TEST_ROWS", "1000000"))
 # What a statement may look at, in rows and in pages of 8 KiB, however many there are: some hundredths of a second.
@@ -180,16 +180,18 @@ def _compare() -> None:
         comparing.compare(since=SETTLED, settled=SETTLED)
 
 
-def _erase_who_has_much() -> None:
-    users.erase_user(numbered(HEAVY), actor_id=None)
+def _erase_somebody() -> None:
+    users.erase_user(numbered(11), actor_id=None)
 
 
 def _demote() -> None:
-    users.update_user(numbered(ADMIN), actor_id=None, role=Role.STAFF)
+    users.update_user(numbered(STAFF), actor_id=None, role=Role.USER)
 
 
 SETTLED = timedelta(minutes=2)
-# What runs by itself, or from a command line, and looks something up; the second is at how much it may look.
+# What runs by itself or from a command line, and looks something up; the second is at how much it may look. Left out is
+# what goes through everything because that is what it is for: `flask files sweep` and `verify`, and the check of the
+# books, which adds up all that has happened within the time that it is about.
 WORK: dict[str, tuple[Callable[[], object], int]] = {
     "housekeeping": (housekeeping.clean_up, ENOUGH),
     "uploads that died": (sweep.end_stale, ENOUGH),
@@ -206,7 +208,7 @@ WORK: dict[str, tuple[Callable[[], object], int]] = {
     "the backlog of jobs": (lambda: current_queue().backlog(), ENOUGH),
     "a change of role": (_demote, ENOUGH),
     "counting the files of an account": (lambda: quota.recount(numbered(HEAVY), dry_run=True), OF_ONE_ACCOUNT),
-    "erasing an account": (_erase_who_has_much, OF_ONE_ACCOUNT),
+    "erasing an account": (_erase_somebody, ENOUGH),
 }
 
 
