@@ -45,7 +45,7 @@ ADDED: dict[str, tuple[str, list[str], str | None, dict[str, Any]]] = {
         "reference IS NOT NULL",
         {},
     ),
-    "ix_payments_updated_at_asked": ("payments", ["updated_at"], "pending_operation IS NOT NULL", {}),
+    "ix_payments_created_at_asked": ("payments", ["created_at"], "pending_operation IS NOT NULL", {}),
     "ix_payments_created_at_review": ("payments", ["created_at"], "needs_review", {}),
     "ix_disputes_payment_id_open": ("disputes", ["payment_id"], "closed_at IS NULL", {}),
     "ix_webhook_events_created_at_payload": ("webhook_events", ["created_at"], "payload IS NOT NULL", {}),

@@ -119,7 +119,7 @@ ROWS = {
         SELECT {ID}, 'sandbox', 'evt_' || g, 'payment_intent.succeeded', false, 'payment_intent', 'pi_' || g,
                CASE WHEN at > now() - interval '80 days' THEN '{{{{}}}}' END,
                CASE g % 100000 WHEN 1 THEN 'failed' ELSE 'processed' END, 1, at, at
-        FROM generate_series(1, {{n}}) g, LATERAL (SELECT {AT} AS at) t""",
+        FROM generate_series(1, {{n}}) g, LATERAL (SELECT now() - ({{n}} - g) * interval '5 min' AS at) t""",
     "payment_timeline": f"""
         (id, payment_id, at, actor, type, data)
         SELECT {ID}, {ID}, {AT}, 'user', 'created', '{{{{}}}}' FROM generate_series(1, {{n}}) g""",

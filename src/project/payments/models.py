@@ -186,7 +186,7 @@ class Payment(Record):
         Index("ix_payments_status_created_at_id", "status", "created_at", "id"),
         Index("ix_payments_created_at_id", "created_at", "id"),
         Index("ix_payments_reference_created_at_id", "reference", "created_at", "id", **only("reference IS NOT NULL")),
-        Index("ix_payments_updated_at_asked", "updated_at", **only("pending_operation IS NOT NULL")),
+        Index("ix_payments_created_at_asked", "created_at", **only("pending_operation IS NOT NULL")),
         Index("ix_payments_created_at_review", "created_at", **only("needs_review")),
     )
 
