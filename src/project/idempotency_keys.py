@@ -20,12 +20,27 @@ from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import JSON, ColumnElement, Executable, Row, String, and_, delete, insert, or_, select, tuple_, update
+from sqlalchemy import (
+    JSON,
+    ColumnElement,
+    Executable,
+    Index,
+    Row,
+    String,
+    and_,
+    delete,
+    insert,
+    or_,
+    select,
+    tuple_,
+    update,
+)
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Mapped, mapped_column
 
 from project.database import Base, db, run, transaction, utcnow
 from project.errors import Conflict, FieldError, Invalid
+from project.indexes import only
 
 # Longer than a request takes, but for slow uploads: of those that run twice then, one becomes a file (`attach`).
 LOCKED_FOR = timedelta(seconds=60)
@@ -81,6 +96,8 @@ class IdempotencyKey(Base):
     response_body: Mapped[bytes | None]
     locked_at: Mapped[datetime]
     created_at: Mapped[datetime] = mapped_column(index=True)
+
+    __table_args__ = (Index("ix_idempotency_keys_resource_id", "resource_id", **only("resource_id IS NOT NULL")),)
 
 
 @dataclass(frozen=True)
