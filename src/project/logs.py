@@ -1,5 +1,6 @@
 """Log lines: one per event, made only of fields that are allowed by name."""
 
+import json
 import logging
 import math
 import sys
@@ -12,7 +13,6 @@ from typing import Any
 from uuid import UUID
 
 import click
-import orjson
 import structlog
 from structlog.dev import ConsoleRenderer, plain_traceback
 from structlog.processors import ExceptionRenderer, JSONRenderer, TimeStamper
@@ -77,6 +77,9 @@ _LIBRARIES = {
 
 # What gunicorn says of itself; its other lines quote requests.
 _OF_GUNICORN = ("Starting gunicorn", "Listening at", "Using worker", "Handling signal", "Worker (pid:", "Shutting down")
+
+# One for all lines: json.dumps would make another for each.
+_encoder = json.JSONEncoder()
 
 Event = MutableMapping[str, Any]
 ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None]
@@ -152,7 +155,7 @@ def _formatter(*, readable: bool, request_id: Callable[[], str | None]) -> loggi
 
 
 def _json(event: Event, **_options: Any) -> str:
-    return orjson.dumps(event).decode()
+    return _encoder.encode(event)
 
 
 def _name_event(_logger: Any, _method: str, event: Event) -> Event:

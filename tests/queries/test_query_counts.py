@@ -76,7 +76,7 @@ COUNTS: dict[str, tuple[int, int]] = {
     "GET /v1/files/{file_id}/content": (2, 0),
     "GET /v1/files/{file_id}/thumbnail": (5, 1),
     "POST /v1/files/{file_id}/signed-url": (2, 0),
-    "POST /v1/files/{file_id}/shares": (3, 1),
+    "POST /v1/files/{file_id}/shares": (2, 0),
     "GET /v1/files/{file_id}/shares": (3, 0),
     "DELETE /v1/files/{file_id}/shares/{share_id}": (3, 1),
     "GET /v1/shares/{token}": (2, 1),
