@@ -2,9 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INPUTS := setup.cfg pyproject.toml requirements/install.py
-# One worker per core; `make test ARGS="-n0 -k login"` runs a few tests in this process. What shares a group of servers
-# (xdist_group) runs in one of them, so that the servers are started once.
-ARGS ?= -n auto --dist loadgroup
+# One worker more than there are cores; `make test ARGS="-n0 -k login"` runs a few tests in this process. What shares
+# servers runs in one of them (tests/plugins.py), in the order of tests/conftest.py: first what takes long.
+WORKERS = -n auto --dist loadgroup --no-loadscope-reorder
+ARGS ?= $(WORKERS)
 
 # Commands that need the application and must not touch the developer's data: a directory that goes away.
 SCRATCH = dir=$$(mktemp -d) && trap 'rm -rf "$$dir"' EXIT && \
@@ -65,7 +66,7 @@ security: .venv/dev.stamp ## Look for insecure code
 
 # Business rules live in the services, so there every line and branch has a test.
 coverage: .venv/dev.stamp ## Run the tests and demand their coverage
-	@$(MAKE) --no-print-directory test ARGS="-n auto --dist loadgroup --cov --cov-report=term"
+	@$(MAKE) --no-print-directory test ARGS="$(WORKERS) --cov --cov-report=term"
 	@$(BIN)/coverage report --include='src/project/*/service.py' --fail-under=100
 
 audit: .venv/dev.stamp ## Look for known vulnerabilities in what is locked (asks the network, so not in check)
