@@ -131,8 +131,10 @@ def pages(scene: Scene, caller: Caller, listing: Listing, query: dict[str, str])
 def moved(statement: Statement, listing: Listing, sort: str) -> Statement:
     """Let a page begin after a row in the middle of the table."""
     column = listing.sorts[sort.removeprefix("-")]
-    count = db.session.scalar(select(func.count()).select_from(column.class_)) or 0
-    row = db.session.get_one(column.class_, numbered(min(ROWS, count) // 20 * 10))
+    table = column.table
+    count = db.session.scalar(select(func.count()).select_from(table)) or 0
+    middle = numbered(min(ROWS, count) // 20 * 10)
+    row = db.session.execute(select(table).where(table.c.id == middle)).one()
     sql, values = statement
     begins = BEGINS.search(sql)
     assert begins is not None
