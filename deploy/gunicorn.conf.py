@@ -4,44 +4,24 @@ It listens on the loopback only and belongs behind a proxy such as nginx whereve
 trusted: half-open connections alone can keep it busy. `--bind` on the command line replaces the address.
 """
 
-import ctypes
 import multiprocessing
 import os
-import shutil
 import signal
-import sys
-import tempfile
-import threading
 import time
-from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-# Blocks from 1 MiB on go back to the system when they are free (M_MMAP_THRESHOLD). By itself glibc learns to keep them,
-# for each of many parts of the memory: with the 19 MiB that a password takes for a moment, a process would grow by 300.
-with suppress(OSError, AttributeError):  # another C library
-    ctypes.CDLL(None).mallopt(-3, 1 << 20)
+from gunicorn.glogging import Logger
+from gunicorn.http import wsgi
 
-# Where the processes add up what they count. The library for it looks when it is imported, so before all else.
-_own_metrics = None
-if not os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
-    _own_metrics = os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(prefix="project-metrics-")
+from deploy import serving  # before anything else of the application
+from project.jobs import start_local
+from project.observability import NotReady, configure_logs, readyz
+from project.refusals import Worker
+from project.whole_answers import WholeResponse
 
-from gunicorn.glogging import Logger  # noqa: E402
-from gunicorn.http import wsgi  # noqa: E402
-
-from project import metric_files  # noqa: E402
-from project.config import load_config  # noqa: E402
-from project.environment import ConfigError  # noqa: E402
-from project.jobs import start_local  # noqa: E402
-from project.observability import NotReady, configure_logs, readiness_check, readyz  # noqa: E402
-from project.refusals import Worker  # noqa: E402
-from project.whole_answers import WholeResponse  # noqa: E402
-
-try:
-    _settings = load_config()
-except ConfigError as error:
-    sys.exit(f"Refusing to start: {error}.")
+_settings = serving.read_settings()
 
 bind = f"127.0.0.1:{_settings.port}"
 worker_class = Worker
@@ -51,15 +31,8 @@ workers = _settings.web_concurrency
 threads = _settings.web_threads
 
 
-# A byte each that all processes share, without a lock, which one that is killed might take along: set while the server
-# is about to stop, and set when it has been ready once.
-_draining = multiprocessing.RawValue("b", 0)
+# Set when the server has been ready once; shared by its processes like serving.draining.
 _has_begun = multiprocessing.RawValue("b", 0)
-
-
-def _still_serving() -> None:
-    if _draining.value:
-        raise RuntimeError("the server is about to stop")
 
 
 def _take_over(worker: Any) -> None:
@@ -83,7 +56,7 @@ def post_worker_init(worker: Any) -> None:
     """Let /readyz tell that the server stops, and run the jobs of an SQLite database in this process."""
     # On a socket that was handed over (fd://) whoever did so goes on listening: nobody need look for another address.
     if not any(isinstance(address, int) for address in worker.cfg.address):
-        readiness_check(worker.wsgi, "server", _still_serving)
+        serving.announce_stop(worker.wsgi)
     _take_over(worker)
     if _settings.sqlite:
         start_local(worker.wsgi)
@@ -91,35 +64,23 @@ def post_worker_init(worker: Any) -> None:
 
 def pre_request(_worker: Any, request: Any) -> None:
     """End each connection with its next answer while the server drains: none is open and idle when it stops."""
-    if _draining.value:
+    if serving.draining.value:
         request.force_close()
 
 
 def when_ready(server: Any) -> None:
-    """On TERM say so, and go on serving for DRAIN_SECONDS, so that proxies and balancers go elsewhere by themselves."""
-
-    def drain(number: int, frame: Any) -> None:
-        if _draining.value or not _settings.drain_seconds:
-            server.signal(number, frame)
-            return
-        _draining.value = 1
-        timer = threading.Timer(_settings.drain_seconds, server.signal, (number, frame))
-        timer.daemon = True  # a second signal does not wait for it
-        timer.start()
-
-    signal.signal(signal.SIGTERM, drain)
+    """Let TERM begin a drain."""
+    signal.signal(signal.SIGTERM, partial(serving.drain, _settings.drain_seconds, server.signal))
 
 
 def child_exit(_server: Any, _worker: Any) -> None:
     """Keep what a process has counted that is gone, and forget what it had in use."""
-    with suppress(FileNotFoundError):
-        metric_files.fold(Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]))
+    serving.fold_metrics()
 
 
 def on_exit(_server: Any) -> None:
     """Remove the folder of the metrics, if it was our own."""
-    if _own_metrics is not None:
-        shutil.rmtree(_own_metrics, ignore_errors=True)
+    serving.remove_own_metrics()
 
 
 # The heartbeat is a file; on a disk a slow flush would look like a hung worker. This is a directory, so

@@ -1,5 +1,6 @@
 """Alembic's environment: how `flask db …` reaches the database and what it compares with the models."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -16,6 +17,8 @@ ADVISORY_LOCK = 7_305_183_260_018
 LOCK_TIMEOUT = "2s"
 # A migration that needs longer (an index built concurrently, a backfill) says so itself with SET LOCAL.
 STATEMENT_TIMEOUT = "60s"
+# How often a process asks whether another one that migrates has come to its end.
+ASK_AGAIN_SECONDS = 0.2
 # How long a second process waits for the one that is migrating an SQLite file.
 BUSY_TIMEOUT_MS = 60_000
 
@@ -23,6 +26,13 @@ BUSY_TIMEOUT_MS = 60_000
 def include_name(name: str | None, kind: str, _parents: object) -> bool:
     """Leave the tables of jobs out of the comparison: no model describes them."""
     return not (kind == "table" and name is not None and name.startswith(("procrastinate_", "local_jobs")))
+
+
+def include_object(item: Any, _name: str | None, kind: str, reflected: bool, _compared_with: object) -> bool:
+    """Leave indexes out of the comparison that are for the other database only."""
+    condition = getattr(item, "_ddl_if", None)
+    dialect = context.get_context().dialect.name
+    return reflected or kind != "index" or condition is None or condition.dialect == dialect
 
 
 def render_item(kind: str, item: object, _autogen_context: object) -> str | Literal[False]:
@@ -37,6 +47,7 @@ def configure(**options: Any) -> None:
     context.configure(
         target_metadata=Base.metadata,
         include_name=include_name,
+        include_object=include_object,
         render_item=render_item,
         compare_type=True,
         render_as_batch=True,
@@ -49,7 +60,7 @@ def configure(**options: Any) -> None:
 def locked(engine: Engine) -> Iterator[Connection]:
     """Give a connection that only one process at a time gets.
 
-    It is detached from the pool and closed for good at the end, and with it go its settings and its lock.
+    It is closed for good at the end, and with it go its settings and its lock.
     """
     with engine.connect() as connection:
         if engine.dialect.name == "sqlite":
@@ -73,15 +84,20 @@ def locked_sqlite(connection: Connection) -> Iterator[Connection]:
 
 def locked_postgresql(connection: Connection) -> Iterator[Connection]:
     """Hold an advisory lock over all migrations, each of which has a transaction of its own."""
-    # The engine's default is AUTOCOMMIT, and its statement timeout would end the wait for the lock.
+    # The engine's default is AUTOCOMMIT. Not detached: a migration may leave its transaction for a while.
     connection = connection.execution_options(isolation_level="READ COMMITTED")
-    connection.detach()
-    connection.exec_driver_sql("SET statement_timeout = 0")
-    connection.exec_driver_sql(f"SELECT pg_advisory_lock({ADVISORY_LOCK})")
-    connection.exec_driver_sql(f"SET lock_timeout = '{LOCK_TIMEOUT}'")
-    connection.exec_driver_sql(f"SET statement_timeout = '{STATEMENT_TIMEOUT}'")
-    connection.commit()
-    yield connection
+    try:
+        # Asked again and again: a statement that waits sees the database as it was when it began, and whoever builds an
+        # index concurrently waits for the end of all those.
+        while not connection.exec_driver_sql(f"SELECT pg_try_advisory_lock({ADVISORY_LOCK})").scalar():
+            connection.rollback()
+            time.sleep(ASK_AGAIN_SECONDS)
+        connection.exec_driver_sql(f"SET lock_timeout = '{LOCK_TIMEOUT}'")
+        connection.exec_driver_sql(f"SET statement_timeout = '{STATEMENT_TIMEOUT}'")
+        connection.commit()
+        yield connection
+    finally:
+        connection.invalidate()
 
 
 def run() -> None:

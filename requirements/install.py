@@ -1,4 +1,4 @@
-"""Make .venv hold what a lock file says: `python requirements/install.py main|dev`.
+"""Make .venv hold what a lock file says: `python requirements/install.py main|granian|dev`; `bench` is for .venv-bench.
 
 Runs under whatever interpreter the machine calls python3, perhaps one too old for the project, so the
 syntax is plain and nothing but the standard library is imported. Several `make run` at once are normal (two
@@ -13,31 +13,38 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Dict, Iterator  # noqa: UP035 - the modern names need a modern Python
+from typing import Dict, Iterator, List  # noqa: UP035 - the modern names need a modern Python
 
 OLDEST = (3, 11)
 ROOT = Path(__file__).resolve().parent.parent
-VENV = ROOT / ".venv"
-PIP = [str(VENV / "bin" / "python"), "-m", "pip"]
 # Twice quiet: errors still show, and each mirror that a machine has configured does not warn per package.
 QUIET = ["-qq", "--disable-pip-version-check", "--no-input"]
-# The development lock holds everything that the main one does, in the same versions.
-ALSO_DONE_BY = {"main": ["main"], "dev": ["main", "dev"]}
+# The other locks hold everything that the main one does, in the same versions, and that of development all of them.
+ALSO_DONE_BY = {
+    "main": ["main"],
+    "granian": ["main", "granian"],
+    "dev": ["main", "granian", "dev"],
+    "bench": ["bench"],
+}
+# What the benchmarks compare the product with stays out of the environment that the product is developed in.
+FOLDERS = {"main": ".venv", "granian": ".venv", "dev": ".venv", "bench": ".venv-bench"}
 
 
 def main(kind: str) -> None:
     """Install the lock called kind, unless that is done already."""
     refuse_unsuitable_python()
-    with one_at_a_time():
+    venv = ROOT / FOLDERS[kind]
+    pip = [str(venv / "bin" / "python"), "-m", "pip"]
+    with one_at_a_time(venv):
         wanted = {name: digest(name) for name in ALSO_DONE_BY[kind]}
         if stamp(kind).is_file() and stamp(kind).read_text() == wanted[kind]:
             stamp(kind).touch()  # an input is newer but says the same
             return
-        print(f"Installing requirements/{kind}.txt into .venv (only when it changed) …", flush=True)
-        ensure_venv()
-        run(*PIP, "install", *QUIET, "--no-deps", "--require-hashes", "-r", f"requirements/{kind}.txt")
+        print(f"Installing requirements/{kind}.txt into {venv.name} (only when it changed) …", flush=True)
+        ensure_venv(venv, pip)
+        run(*pip, "install", *QUIET, "--no-deps", "--require-hashes", "-r", f"requirements/{kind}.txt")
         # setuptools comes from the lock, so the build needs no isolated environment and no download.
-        run(*PIP, "install", *QUIET, "--no-deps", "--no-build-isolation", "--editable", ".")
+        run(*pip, "install", *QUIET, "--no-deps", "--no-build-isolation", "--editable", ".")
         for name, value in wanted.items():
             stamp(name).write_text(value)
 
@@ -59,9 +66,9 @@ def refuse_unsuitable_python() -> None:
 
 
 @contextlib.contextmanager
-def one_at_a_time() -> Iterator[None]:
-    """Hold the lock on .venv; the kernel drops it even if we are killed."""
-    with (ROOT / ".venv.lock").open("w") as lock:
+def one_at_a_time(venv: Path) -> Iterator[None]:
+    """Hold the lock on the environment; the kernel drops it even if we are killed."""
+    with venv.with_name(venv.name + ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
@@ -75,15 +82,15 @@ def digest(kind: str) -> str:
 
 def stamp(kind: str) -> Path:
     """The file that `make` compares; its content is the digest of what is installed."""
-    return VENV / (kind + ".stamp")
+    return ROOT / FOLDERS[kind] / (kind + ".stamp")
 
 
-def ensure_venv() -> None:
+def ensure_venv(venv: Path, pip: List[str]) -> None:
     """Make the environment, also where an earlier attempt or another Python left a broken one."""
     try:
-        subprocess.run([*PIP, "--version"], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        subprocess.run([*pip, "--version"], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     except (OSError, subprocess.CalledProcessError):
-        run(sys.executable, "-m", "venv", "--clear", str(VENV))
+        run(sys.executable, "-m", "venv", "--clear", str(venv))
 
 
 def run(*command: str) -> None:
@@ -101,5 +108,5 @@ def clean_environment() -> Dict[str, str]:
 
 if __name__ == "__main__":
     if len(sys.argv) != 2 or sys.argv[1] not in ALSO_DONE_BY:
-        sys.exit("usage: install.py main|dev")
+        sys.exit("usage: install.py main|granian|dev|bench")
     main(sys.argv[1])

@@ -17,9 +17,14 @@ ROOT = Path(__file__).resolve().parent.parent
 LOCKS = {
     ROOT / "requirements" / "main.txt": ["--extra", "build"],
     ROOT / "requirements" / "s3.txt": ["--extra", "build", "--extra", "s3", "-c", "requirements/main.txt"],
+    ROOT / "requirements" / "granian.txt": ["--extra", "build", "--extra", "granian", "-c", "requirements/main.txt"],
     ROOT / "requirements" / "dev.txt": [
-        *("--extra", "build", "--extra", "s3", "--extra", "dev"),
-        *("-c", "requirements/s3.txt"),
+        *("--extra", "build", "--extra", "s3", "--extra", "granian", "--extra", "dev"),
+        *("-c", "requirements/s3.txt", "-c", "requirements/granian.txt"),
+    ],
+    ROOT / "requirements" / "bench.txt": [
+        *("--extra", "build", "--extra", "bench"),
+        *("-c", "requirements/main.txt", "-c", "requirements/granian.txt"),
     ],
 }
 RESOLVE = [

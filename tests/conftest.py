@@ -2,7 +2,7 @@
 
 import shutil
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -36,6 +36,7 @@ ENV = {
 }
 # None of these asks which database it is on.
 FEATURES = tuple(Path(__file__).parent / name for name in ("auth", "files", "payments", "users"))
+SLOW = ("slow", "server", "browser")
 # Each commit to SQLite waits for the disk, which takes longer than most tests do otherwise.
 MEMORY = Path("/dev/shm")
 ROOM = 2 * 1024**3  # bytes; in containers there is often little
@@ -45,16 +46,32 @@ ROOM = 2 * 1024**3  # bytes; in containers there is often little
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with what is slow, and measure coverage only where there is some to be seen: it doubles what a test costs.
 
-    Servers are processes of their own, and what a feature does on PostgreSQL it does on SQLite too.
+    Servers are processes of their own, what a feature does on PostgreSQL it does on SQLite too, and what is slow does
+    many times what other tests do once.
     """
-    # Else one worker may be alone with it at the end. Those that share servers come to one worker so, too.
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    # Else one worker may be alone with it at the end.
+    items.sort(key=lambda item: not any(item.get_closest_marker(name) for name in SLOW))
     known = {item.nodeid for item in items}
     for item in items:
         twin = item.nodeid.replace("sqlite", "postgresql")
         is_second = twin != item.nodeid and twin in known and any(folder in item.path.parents for folder in FEATURES)
-        if is_second or item.get_closest_marker("server"):
+        if is_second or item.get_closest_marker("server") or item.get_closest_marker("slow"):
             item.add_marker("no_cover")
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
+    """Leave out the fixtures as well of what is not measured; the plugin itself leaves out only the test."""
+    plugin: Any = item.config.pluginmanager.getplugin("_cov")
+    controller = plugin and plugin.cov_controller
+    if not controller or not item.get_closest_marker("no_cover"):
+        yield
+        return
+    controller.pause()
+    try:
+        yield
+    finally:
+        controller.resume()
 
 
 class Databases:

@@ -10,6 +10,8 @@ from uuid import uuid4
 
 import pytest
 from sqlalchemy.engine import make_url
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from tests.servers import CREDENTIALS, make_bucket, run_postgres, run_s3, run_valkey
 
@@ -22,6 +24,8 @@ SERVERS = {
 }
 # The S3 answers after a third of a second, and few tests want it: a worker whose tests do starts its own.
 SHARED = ("postgres", "valkey")
+# Folders whose tests share servers; elsewhere those of a file do.
+TOGETHER = ("tests/chaos/", "tests/http/", "tests/stack/")
 
 
 class Servers:
@@ -49,6 +53,28 @@ SERVERS_KEY = pytest.StashKey[Servers]()
 def pytest_configure(config: pytest.Config) -> None:
     """Take over the addresses that the xdist controller gave to this worker, if it is one."""
     config.stash[SERVERS_KEY] = Servers(getattr(config, "workerinput", {}).get("server_urls", {}))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """With `-n auto` one worker more than there are cores: tests of servers that fail wait most of the time."""
+    return (os.cpu_count() or 1) + 1
+
+
+class Together(LoadScopeScheduling):  # type: ignore[misc]
+    """Gives all tests that share servers, a database or a browser to one worker, which starts them once.
+
+    Not by the marks of xdist: it writes those into names that pytest 9.2 does not read any more.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        return next((folder for folder in TOGETHER if nodeid.startswith(folder)), nodeid.partition("::")[0])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling | None:
+    """Say which tests a worker gets with `--dist loadgroup`."""
+    return Together(config, log) if config.getoption("dist") == "loadgroup" else None
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -178,6 +178,8 @@ MALFORMED = [
     ("PROXY_HOPS", "-1"),
     ("PROXY_HOPS", "11"),
     ("LOG_LEVEL", "sesame"),
+    ("SERVER", "sesame"),
+    ("SERVER", "Granian"),
     ("DATABASE_URL", "sesame"),
     ("DATABASE_URL", "mysql://u:sesame@h/d"),
     ("DATABASE_URL", "postgresql://u:p@h:sesame/d"),

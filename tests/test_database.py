@@ -14,11 +14,11 @@ from typing import Any
 import psycopg
 import pytest
 from psycopg.pq import TransactionStatus
-from sqlalchemy import event, func, insert, select, text, update
+from sqlalchemy import bindparam, event, func, insert, select, text, update
 from sqlalchemy.exc import IntegrityError, OperationalError, PendingRollbackError, StatementError
 
 from project import create_app
-from project.database import db, give_back, on_commit, transaction, utcnow, uuid7
+from project.database import db, give_back, on_commit, run, transaction, utcnow, uuid7
 from project.users.models import User
 from tests.conftest import ENV
 from tests.factories import make_user
@@ -234,6 +234,8 @@ def test_a_read_is_one_statement_without_begin_commit_or_rollback(app):
         with app.app_context():
             db.session.scalars(select(User)).all()
             db.session.scalar(select(func.count(User.id)))
+        with app.app_context():
+            run(select(User.id))
 
     read()
     with app.app_context():
@@ -248,8 +250,25 @@ def test_a_read_is_one_statement_without_begin_commit_or_rollback(app):
         trace.seek(0)
         sent = re.findall(r'\tF\t\d+\t(?:Parse|Query)\t[^\n]*"([^"\n]*)', trace.read().decode())
 
-    assert len(sent) == 2, sent
+    assert len(sent) == 3, sent
     assert all(statement.startswith("SELECT") for statement in sent)
+
+
+def test_a_statement_of_rows_needs_no_session_and_what_it_writes_is_committed(app):
+    with app.app_context():
+        [made] = run(insert(User).values(email=bindparam("address")).returning(User.id), {"address": "a@x.com"})
+        assert run(select(User.id)) == [made]
+        assert not db.session.registry.has()
+        assert committed() == ["a@x.com"]
+
+
+def test_a_statement_of_rows_joins_the_transaction_that_is_open(session):
+    with suppress(DeliberateError), transaction():
+        run(insert(User).values(email="a@x.com").returning(User.id))
+        assert len(run(select(User.id))) == 1
+        assert committed() == []
+        raise DeliberateError
+    assert committed() == []
 
 
 def test_nothing_stays_open_after_a_read(session):

@@ -22,6 +22,7 @@ from tests.servers import NGINX
 ROOT = Path(__file__).resolve().parents[1]
 DEPLOY = ROOT / "deploy"
 UNITS = sorted([*(DEPLOY / "systemd").glob("project-*.service"), *(DEPLOY / "systemd").glob("*.timer")])
+GRANIAN = DEPLOY / "systemd" / "granian.conf"
 SERVICES = [path for path in UNITS if path.suffix == ".service"]
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
 COMPOSE = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
@@ -105,6 +106,19 @@ def installed(tmp_path) -> Path:
     return units
 
 
+@pytest.fixture
+def with_granian(installed) -> Path:
+    """The same units, with servers under granian."""
+    text = (installed / "granian.conf").read_text().replace("/srv/project/current", str(installed.parent))
+    program = installed.parent / ".venv" / "bin" / "python"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    drop_in = installed / "project-web@8001.service.d" / "granian.conf"
+    drop_in.parent.mkdir()
+    drop_in.write_text(text)
+    return installed
+
+
 # --- systemd ----------------------------------------------------------------------------------------------------------
 
 needs_systemd = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
@@ -115,6 +129,23 @@ def test_systemd_understands_every_unit(installed):
     names = sorted(path.name for path in installed.iterdir() if path.suffix in {".service", ".timer", ".target"})
     found = systemd_analyze("verify", "--man=no", "--recursive-errors=no", *names, cwd=installed)
     assert (found.returncode, found.stderr) == (0, "")
+
+
+@needs_systemd
+def test_systemd_understands_the_servers_under_granian(with_granian):
+    found = systemd_analyze("verify", "--man=no", "--recursive-errors=no", "project-web@8001.service", cwd=with_granian)
+    assert (found.returncode, found.stderr) == (0, "")
+
+
+def test_under_granian_a_server_is_the_same_unit_with_another_program():
+    text = GRANIAN.read_text()
+    settings = {name for name, _ in re.findall(r"^(\w+)=(.*)$", text, re.MULTILINE)}
+    assert settings == {"Type", "Environment", "ExecStart"}
+    assert set(re.findall(r"^Environment=(\w+)=", text, re.MULTILINE)) <= DOCUMENTED
+    [program] = re.findall(r"^ExecStart=(\S+) -m deploy.granian_server --bind 127.0.0.1:%i$", text, re.MULTILINE)
+    assert program == "/srv/project/current/.venv/bin/python"
+    graceful = (DEPLOY / "granian_server.py").read_text()
+    assert re.findall(r"^GRACEFUL_SECONDS = (\d+)", graceful, re.MULTILINE) == ["30"]  # as for gunicorn, see below
 
 
 @needs_systemd

@@ -23,7 +23,6 @@ from tests.servers.process import free_port, running
 
 pytestmark = [
     pytest.mark.server,
-    pytest.mark.xdist_group("edge"),
     pytest.mark.skipif(NGINX is None, reason="nginx is not installed"),
 ]
 

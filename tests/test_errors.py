@@ -293,7 +293,7 @@ def test_every_error_is_in_the_registry_under_its_own_code():
 @pytest.mark.parametrize("code", REGISTRY.values(), ids=list(REGISTRY))
 def test_every_code_says_what_it_means_and_what_to_do(code):
     assert re.fullmatch("[a-z]+(_[a-z]+)*", code.name)
-    refusals = {400, 401, 402, 403, 404, 405, 409, 410, 412, 413, 414, 415, 416, 422, 429, 431}
+    refusals = {400, 401, 402, 403, 404, 405, 409, 410, 411, 412, 413, 414, 415, 416, 422, 429, 431}
     assert code.status in refusals | {500, 502, 503}
     assert code.title.endswith(".")
     assert code.cure.endswith(".")

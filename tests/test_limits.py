@@ -25,6 +25,7 @@ from tests import factories
 from tests.conftest import ENV, migrated
 from tests.servers import run_server, run_valkey
 from tests.servers.process import free_port
+from tests.servers.valkey import Valkey
 
 MEMBERS = {"type", "title", "status", "detail", "instance", "code", "request_id"}
 TIGHT = {"LIMIT_READ": "3/minute", "LIMIT_WRITE": "2/minute", "LIMIT_ANONYMOUS": "2/15 minutes"}
@@ -495,6 +496,22 @@ def test_the_wait_is_long_enough_though_redis_rounds_it(make_app, valkey_url):
 
     # Redis would say 10 seconds.
     assert int(caller.send().headers["Retry-After"]) >= 11
+
+
+def test_a_storage_that_comes_back_counts_again(make_app, monkeypatch):
+    monkeypatch.setattr(limits, "RETRY_SECONDS", 0)
+    valkey = Valkey()
+    try:
+        caller = Caller(make_app(REDIS_URL=valkey.url, LIMIT_READ="100/hour"))
+        left = [structured(caller.send().headers["RateLimit"])["read"]["r"] for _ in range(3)]
+        valkey.stop()
+        left += [structured(caller.send().headers["RateLimit"])["read"]["r"] for _ in range(2)]
+        valkey.start()  # and has forgotten everything
+        left += [structured(caller.send().headers["RateLimit"])["read"]["r"] for _ in range(2)]
+    finally:
+        valkey.stop()
+
+    assert left == [99, 98, 97, 99, 98, 99, 98]
 
 
 PER_HOUR = 25

@@ -5,16 +5,18 @@ import sys
 from pathlib import Path
 
 import flask_migrate
+import psycopg
 import pytest
 from alembic.script import ScriptDirectory
 from sqlalchemy import inspect, text
+from sqlalchemy.engine import make_url
 
 from project import create_app
 from project.auth.models import Session
 from project.database import db
 from tests import factories
 from tests.conftest import ENV
-from tests.servers import create_database
+from tests.servers import create_database, drop_database
 
 ROOT = Path(__file__).parent.parent
 MIGRATIONS = ROOT / "migrations"
@@ -47,6 +49,7 @@ def upgrade():
     op.execute("DELETE FROM users")
 """
 on_sqlite_only = pytest.mark.parametrize("env", ["sqlite"], indirect=True)
+on_postgresql_only = pytest.mark.parametrize("env", ["postgresql"], indirect=True)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -130,6 +133,31 @@ def test_connections_after_a_migration_have_their_usual_settings(context):
     setting = "PRAGMA foreign_keys" if db.engine.dialect.name == "sqlite" else "SHOW statement_timeout"
     with db.engine.connect() as connection:
         assert connection.scalar(text(setting)) in {1, "10s"}
+
+
+@on_postgresql_only
+def test_owner_of_the_database_needs_no_other_rights(env, worker_id):
+    admin, role = make_url(env["DATABASE_URL"]), f"owner_{worker_id}"
+    with psycopg.connect(admin.set(drivername="postgresql").render_as_string(), autocommit=True) as connection:
+        connection.execute(f"CREATE ROLE {role} LOGIN")
+        connection.execute(f"ALTER DATABASE {admin.database} OWNER TO {role}")
+    with create_app({**env, "DATABASE_URL": admin.set(username=role).render_as_string()}).app_context():
+        flask_migrate.upgrade()
+        db.engine.dispose()
+    drop_database(admin.set(database="postgres").render_as_string(), str(admin.database))
+    with psycopg.connect(
+        admin.set(drivername="postgresql", database="postgres").render_as_string(), autocommit=True
+    ) as connection:
+        connection.execute(f"DROP ROLE {role}")
+
+
+@on_postgresql_only
+def test_index_that_was_begun_and_not_finished_is_made_anew(context):
+    flask_migrate.upgrade(revision="0005")
+    with db.engine.connect() as connection:
+        connection.execute(text("CREATE INDEX ix_users_created_at_id_alive ON users (name)"))
+    flask_migrate.upgrade()
+    flask_migrate.check()
 
 
 @on_sqlite_only

@@ -14,6 +14,7 @@ from marshmallow import ValidationError, fields
 from project.blueprint import Parser
 from project.email_addresses import normalize_email
 from project.errors import MAX_FIELD_ERRORS, REGISTRY, Invalid, problem_response
+from project.json import dumps, loads
 from project.list_queries import page_query
 from project.pagination import PageRequest
 from project.schemas import (
@@ -22,7 +23,6 @@ from project.schemas import (
     Id,
     Integer,
     Length,
-    Message,
     OneOf,
     QueryBoolean,
     QueryInteger,
@@ -30,9 +30,9 @@ from project.schemas import (
     Schema,
     String,
     Timestamp,
-    field_errors,
 )
 from project.security import Role
+from project.validation import Message, field_errors
 
 ID = "0190f8e2-5a3b-7c4d-8e9f-0a1b2c3d4e5f"
 MAX = 2**63 - 1
@@ -239,13 +239,13 @@ def test_what_is_no_time_of_rfc_3339_is_refused(text):
 def test_a_time_goes_out_in_utc_with_z():
     east = datetime(2030, 1, 31, 14, tzinfo=timezone(timedelta(hours=2)))
 
-    assert Everything().dump({"time": east}) == {"time": "2030-01-31T12:00:00Z"}
+    assert dumps(Everything().dump({"time": east})) == b'{"time":"2030-01-31T12:00:00Z"}'
     assert Everything().dump({"time": None}) == {"time": None}
 
 
 @given(st.datetimes(timezones=st.just(UTC)))
 def test_a_time_that_went_out_can_come_in_again(time):
-    assert Everything().load(Everything().dump({"time": time}))["time"] == time
+    assert Everything().load(loads(dumps(Everything().dump({"time": time}))))["time"] == time
 
 
 # --- e-mail addresses -------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """What `make run` does: a database that is ready, a greeting, and processes that start and end together."""
 
+import importlib.util
 import os
 import re
 import signal
@@ -117,6 +118,13 @@ def test_a_port_that_is_taken_is_one_line_and_nothing_is_made(make_app, tmp_path
     assert not (tmp_path / "data" / "project.db").exists()
 
 
+def test_a_server_that_is_not_installed_is_one_line(make_app, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
+    result = make_app(SERVER="granian").test_cli_runner().invoke(args=["start"])
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == "Error: SERVER=granian is not installed: pip install -r requirements/granian.txt\n"
+
+
 # --- processes --------------------------------------------------------------------------------------------------------
 
 
@@ -152,14 +160,16 @@ def mail_arrives(tmp_path: Path, url: str) -> bool:
 
 
 @pytest.mark.server
-def test_on_sqlite_one_process_serves_and_runs_the_jobs(tmp_path):
-    with started(tmp_path) as (process, url, log):
+@pytest.mark.parametrize("kind", ["gunicorn", "granian"])
+def test_on_sqlite_one_process_serves_and_runs_the_jobs(tmp_path, kind):
+    with started(tmp_path, SERVER=kind) as (process, url, log):
         login = {"email": "demo@example.com", "password": password_in(log.read_text())}
         assert requests.post(f"{url}/v1/auth/login", json=login, timeout=10).status_code == 200
         assert mail_arrives(tmp_path, url)
 
     assert process.returncode == 0
     assert "Traceback" not in log.read_text()
+    assert f"Starting {kind}" in log.read_text()
 
 
 def children(process: subprocess.Popen[bytes]) -> list[int]:

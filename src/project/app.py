@@ -3,8 +3,10 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from flask import Flask
+from flask.sessions import SecureCookieSession, SessionInterface
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from project import api, cli, database, errors, headers, jobs, limits, mail, metrics, observability, pages
@@ -18,6 +20,24 @@ from project.middleware import BodyLength
 MIGRATIONS = Path(__file__).parents[2] / "migrations"
 
 
+class _NoSessions(SessionInterface):
+    """Nothing is kept in cookies, so none is looked for."""
+
+    def open_session(self, app: Flask, _request: Any) -> SecureCookieSession:
+        """Return the session that cannot be written to."""
+        return self.make_null_session(app)
+
+
+class _Application(Flask):
+    """Flask without what it would do for every request and nothing here uses."""
+
+    session_interface = _NoSessions()
+
+    def ensure_sync(self, func: Any) -> Any:
+        """Return the function, which is no coroutine."""
+        return func
+
+
 def create_app(env: Mapping[str, str] = os.environ) -> Flask:
     """Build the application from environment variables.
 
@@ -25,7 +45,7 @@ def create_app(env: Mapping[str, str] = os.environ) -> Flask:
         ConfigError: naming the setting that is missing or wrong.
     """
     settings = load_config(env)
-    app = Flask("project", static_folder=None)
+    app = _Application("project", static_folder=None)
     app.extensions["settings"] = settings
     app.config.update(flask_config(settings))
     app.json = OrjsonProvider(app)

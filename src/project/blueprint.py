@@ -18,7 +18,7 @@ from project.json import has_body, load_body
 from project.marks import mark
 from project.openapi import document_operation, envelope
 from project.pagination import Page, next_link
-from project.schemas import REPEATED, UNKNOWN_FIELD, Message, field_errors
+from project.validation import REPEATED, UNKNOWN_FIELD, Message, field_errors
 
 View = TypeVar("View", bound=Callable[..., Any])
 
@@ -98,7 +98,7 @@ def _refuse_unlisted_query() -> None:
     Raises:
         Invalid: unknown_field.
     """
-    if not request.args:
+    if not request.query_string:
         return
     marks = current_app.view_functions[request.endpoint or ""].__dict__["_apidoc"]
     if not any(parameter["in"] == "query" for parameter in marks.get("arguments", {}).get("parameters", ())):
@@ -126,6 +126,11 @@ class Blueprint(flask_smorest.Blueprint):
         operation_id = first + "".join(word.capitalize() for word in rest)
         mark(view_func, operation_id=operation_id)
         super().add_url_rule(rule, endpoint, view_func, **options)
+
+    def arguments(self, schema: Any, **options: Any) -> Callable[[View], View]:
+        """Load what was sent through a schema, which is made once and not for every request."""
+        made = schema() if isinstance(schema, type) else schema
+        return super().arguments(made, **options)  # type: ignore[no-any-return]  # flask-smorest is not typed
 
     def response(
         self,

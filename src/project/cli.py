@@ -18,6 +18,7 @@ from project.email_addresses import normalize_email
 from project.environment import ConfigError
 from project.files import sweep
 from project.housekeeping import clean_up
+from project.json import dumps
 from project.pagination import PageRequest
 from project.payment_commands import ledger_cli, payments_cli
 from project.security import Role
@@ -94,7 +95,7 @@ def _all_users() -> Iterator[User]:
 def list_users(as_json: bool) -> None:
     """List all accounts, oldest first."""
     if as_json:
-        click.echo(orjson.dumps(UserOut(many=True).dump(_all_users()), option=orjson.OPT_INDENT_2))
+        click.echo(dumps(UserOut(many=True).dump(_all_users()), indent=True))
         return
     for user in _all_users():
         state = "active" if user.is_active else "inactive"

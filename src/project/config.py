@@ -34,6 +34,13 @@ class Environment(StrEnum):
     PRODUCTION = "production"
 
 
+class Server(StrEnum):
+    """What `make run` serves with."""
+
+    GUNICORN = "gunicorn"
+    GRANIAN = "granian"
+
+
 @dataclass(frozen=True)
 class Limits:
     """Rate limits in the notation `count/period`; docs/client-guide.md says what each protects."""
@@ -72,6 +79,7 @@ class Settings:
     limits: Limits
     secret_key: str
     jwt_keys: dict[str, str]
+    server: Server
     web_concurrency: int
     web_threads: int
     drain_seconds: int
@@ -81,6 +89,7 @@ class Settings:
     app_url: str
     trusted_hosts: list[str]
     proxy_hops: int
+    proxy_drops_underscores: bool
     cors_origins: list[str]
     mail_url: str
     mail_from: str
@@ -116,7 +125,6 @@ def load_config(env: Mapping[str, str] = os.environ) -> Settings:
     """
     read = Reader(env)
     environment = read.parse("APP_ENV", "development", Environment, "development, testing or production")
-    production = environment is Environment.PRODUCTION
     data_dir = Path(read.text("DATA_DIR", "instance")).absolute()
     port, public_url = _own_address(read)
     database_url = _database_url(read, data_dir)
@@ -128,8 +136,9 @@ def load_config(env: Mapping[str, str] = os.environ) -> Settings:
         redis_url=_redis_url(read),
         rate_limits=read.flag("RATE_LIMITS", "on"),
         limits=_limits(read),
-        secret_key=read_secret_key(read, data_dir, required=production),
-        jwt_keys=read_jwt_keys(read, data_dir, required=production),
+        secret_key=read_secret_key(read, data_dir, required=environment is Environment.PRODUCTION),
+        jwt_keys=read_jwt_keys(read, data_dir, required=environment is Environment.PRODUCTION),
+        server=read.parse("SERVER", "gunicorn", Server, "gunicorn or granian"),
         web_concurrency=_web_concurrency(read, database_url),
         web_threads=read.integer("WEB_THREADS", 256, at_least=1, at_most=1024),
         drain_seconds=read.integer("DRAIN_SECONDS", 0, at_most=60),
@@ -139,6 +148,7 @@ def load_config(env: Mapping[str, str] = os.environ) -> Settings:
         app_url=read.url("APP_URL", "http://localhost:5173"),
         trusted_hosts=read.names("TRUSTED_HOSTS") or [*LOCAL_HOSTS, urlsplit(public_url).hostname or ""],
         proxy_hops=read.integer("PROXY_HOPS", 0, at_most=10),
+        proxy_drops_underscores=read.flag("PROXY_DROPS_UNDERSCORES"),
         cors_origins=read.origins("CORS_ORIGINS", "http://localhost:3000,http://localhost:5173"),
         mail_url=read.url("MAIL_URL", "file://outbox", "file", "smtp", "smtps", "memory"),
         mail_from=read.text("MAIL_FROM", "Project <no-reply@localhost>"),
@@ -146,8 +156,7 @@ def load_config(env: Mapping[str, str] = os.environ) -> Settings:
         payments=read_payments(read),
         metrics=_metrics(read),
     )
-    _check(read, settings)
-    return settings
+    return _checked(read, settings)
 
 
 def _own_address(read: Reader) -> tuple[int, str]:
@@ -155,8 +164,8 @@ def _own_address(read: Reader) -> tuple[int, str]:
     return port, read.url("PUBLIC_URL", f"http://127.0.0.1:{port}", "http", "https")
 
 
-def _check(read: Reader, settings: Settings) -> None:
-    """Check what concerns several settings, or the machine."""
+def _checked(read: Reader, settings: Settings) -> Settings:
+    """Check what concerns several settings, or the machine, and return them."""
     if settings.production:
         _refuse_in_production(read, settings)
     if settings.debug and settings.payments.livemode:
@@ -171,6 +180,7 @@ def _check(read: Reader, settings: Settings) -> None:
     if settings.sqlite:
         name = "DATABASE_URL" if read.text("DATABASE_URL") else "DATA_DIR"
         make_directory(name, Path(make_url(settings.database_url).database or "").parent)
+    return settings
 
 
 def _database_url(read: Reader, data_dir: Path) -> str:
@@ -277,5 +287,4 @@ def flask_config(settings: Settings) -> dict[str, object]:
         "RATELIMIT_ENABLED": settings.rate_limits,
         "RATELIMIT_STORAGE_URI": settings.redis_url or memory,
         "RATELIMIT_STORAGE_OPTIONS": REDIS_OPTIONS if settings.redis_url else {},
-        "RATELIMIT_KEY_PREFIX": "limits:fixed-window",
     }

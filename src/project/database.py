@@ -2,15 +2,15 @@
 
 import enum
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from threading import Lock
 from typing import Any
 
 from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
-from sqlalchemy import DateTime, Dialect, Engine, Enum, MetaData, TypeDecorator, Uuid, event
+from sqlalchemy import DateTime, Dialect, Engine, Enum, Executable, MetaData, Row, TypeDecorator, Uuid, event
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection, make_url
 from sqlalchemy.exc import PendingRollbackError
@@ -66,6 +66,10 @@ class UtcDateTime(TypeDecorator[datetime]):
             return None
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
+    def result_processor(self, dialect: Dialect, coltype: object) -> Any:
+        """Leave to the driver what it can do: it gives times in the zone of the connection, which is UTC."""
+        return None if dialect.name == "postgresql" else super().result_processor(dialect, coltype)
+
 
 COLUMN_TYPES: dict[Any, Any] = {
     datetime: UtcDateTime(),
@@ -119,6 +123,7 @@ def engine_options(url: str, *, pool_size: int) -> dict[str, Any]:
     return {
         "hide_parameters": True,
         "isolation_level": "AUTOCOMMIT",
+        "skip_autocommit_rollback": True,
         "pool_size": pool_size,
         "max_overflow": 0,
         "pool_timeout": POOL_TIMEOUT_SECONDS,
@@ -229,6 +234,18 @@ def _begin_write() -> None:
     if db.engine.dialect.name == "postgresql":
         options["isolation_level"] = "READ COMMITTED"
     db.session.connection(execution_options=options)
+
+
+def run(statement: Executable, values: Mapping[str, Any] | None = None) -> Sequence[Row[Any]]:
+    """Run one statement of rows, not of objects, and return all of them.
+
+    A session costs as much as a short query, so without one that is open already there is none. What the statement
+    writes is then a transaction of its own, which takes one trip to the server instead of three.
+    """
+    if db.session.registry.has():
+        return db.session.execute(statement, values).all()
+    with _turn() if statement.is_dml else nullcontext(), db.engine.connect() as connection:
+        return connection.execute(statement, values).all()
 
 
 def insert(model: type[Base]) -> postgresql.Insert | sqlite.Insert:

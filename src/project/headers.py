@@ -71,10 +71,13 @@ def init_app(app: Flask) -> None:
     always_https = config.public_url.startswith("https:")
 
     def harden(response: Response) -> Response:
+        headers = response.headers
+        present = {name.lower() for name in headers.keys()}  # noqa: SIM118 - these headers iterate over pairs
         for name, value in DEFAULTS.items():
-            response.headers.setdefault(name, value)
+            if name.lower() not in present:
+                headers.add(name, value)
         if always_https or request.is_secure:
-            response.headers.setdefault("Strict-Transport-Security", STRICT_TRANSPORT)
+            headers.setdefault("Strict-Transport-Security", STRICT_TRANSPORT)
         return response
 
     app.before_request(_require_host)
@@ -112,12 +115,16 @@ def _require_host() -> None:
 
 def _keep_private(response: Response) -> Response:
     """Keep answers out of caches, and those for one site from another."""
+    headers = response.headers
     in_api = request.path.startswith(API_PREFIX)
     if in_api:
         # Always, since a cache may have stored the answer to a request without Origin.
-        response.vary.add("Origin")
+        if "Vary" in headers:
+            response.vary.add("Origin")
+        else:
+            headers.add("Vary", "Origin")
     if in_api or response.is_json:
-        response.headers.setdefault("Cache-Control", "no-store")
+        headers.setdefault("Cache-Control", "no-store")
     # flask-cors answers "false", but nobody outside has to hear of private networks.
-    response.headers.pop("Access-Control-Allow-Private-Network", None)
+    headers.pop("Access-Control-Allow-Private-Network", None)
     return response

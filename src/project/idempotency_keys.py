@@ -20,12 +20,27 @@ from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import JSON, ColumnElement, Row, String, and_, delete, insert, or_, select, tuple_, update
+from sqlalchemy import (
+    JSON,
+    ColumnElement,
+    Executable,
+    Index,
+    Row,
+    String,
+    and_,
+    delete,
+    insert,
+    or_,
+    select,
+    tuple_,
+    update,
+)
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Mapped, mapped_column
 
-from project.database import Base, db, transaction, utcnow
+from project.database import Base, db, run, transaction, utcnow
 from project.errors import Conflict, FieldError, Invalid
+from project.indexes import only
 
 # Longer than a request takes, but for slow uploads: of those that run twice then, one becomes a file (`attach`).
 LOCKED_FOR = timedelta(seconds=60)
@@ -81,6 +96,8 @@ class IdempotencyKey(Base):
     response_body: Mapped[bytes | None]
     locked_at: Mapped[datetime]
     created_at: Mapped[datetime] = mapped_column(index=True)
+
+    __table_args__ = (Index("ix_idempotency_keys_resource_id", "resource_id", **only("resource_id IS NOT NULL")),)
 
 
 @dataclass(frozen=True)
@@ -157,6 +174,23 @@ def attach(resource_id: UUID) -> None:
     note = update(IdempotencyKey).where(claimed.held()).values(resource_id=resource_id)
     if db.session.scalar(note.returning(IdempotencyKey.key)) is None:
         raise IdempotencyInProgress()
+
+
+def make(statement: Executable, resource_id: UUID, values: dict[str, Any]) -> bool:
+    """Run the one INSERT … RETURNING that makes a resource, and tell whether it made one.
+
+    With a key its note is written in the same transaction; without one the statement runs alone.
+
+    Raises:
+        IdempotencyInProgress: see `attach`.
+    """
+    if _executing.get() is None:
+        return bool(run(statement, values))
+    with transaction():
+        made = bool(run(statement, values))
+        if made:
+            attach(resource_id)
+    return made
 
 
 @contextmanager

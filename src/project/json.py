@@ -131,6 +131,11 @@ def _require_json(request: Request) -> None:
         raise UnsupportedMediaType("Compressed bodies are not accepted.")
 
 
+def dumps(value: Any, *, indent: bool = False) -> bytes:
+    """Serialise; ids become texts and times RFC 3339 in UTC with `Z`, and non-finite floats null: never NaN."""
+    return orjson.dumps(value, option=orjson.OPT_UTC_Z | (orjson.OPT_INDENT_2 if indent else 0))
+
+
 class OrjsonProvider(JSONProvider):
     """Flask's JSON interface: strict in, orjson out."""
 
@@ -139,10 +144,10 @@ class OrjsonProvider(JSONProvider):
         return loads(s)
 
     def dumps(self, obj: Any, **_kwargs: Any) -> str:
-        """Serialise; non-finite floats become null, so no answer ever holds NaN."""
-        return orjson.dumps(obj).decode()
+        """Serialise, see `dumps`."""
+        return dumps(obj).decode()
 
     def response(self, *args: Any, **kwargs: Any) -> Response:
         """Build a JSON response without a detour over text."""
         obj = self._prepare_response_obj(args, kwargs)
-        return Response(orjson.dumps(obj), mimetype="application/json")
+        return Response(dumps(obj), mimetype="application/json")

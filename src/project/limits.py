@@ -5,11 +5,10 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from functools import wraps
-from typing import Any, ParamSpec, TypeVar, cast
+from functools import cache, wraps
+from typing import NamedTuple, ParamSpec, TypeVar, cast
 
-from flask import Flask, Response, request
-from flask_limiter import RequestLimit
+from flask import Flask, Response, current_app, g, request
 from limits import RateLimitItem, parse
 from limits.errors import StorageError
 from limits.storage import MemoryStorage
@@ -18,7 +17,7 @@ from limits.strategies import FixedWindowRateLimiter, RateLimiter
 from project import metrics
 from project.config import settings
 from project.errors import RateLimited
-from project.extensions import limiter
+from project.extensions import STRATEGY, limiter
 from project.marks import mark
 from project.security import TokenKind, find_claims
 
@@ -26,12 +25,22 @@ logger = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 
 # Redis tells the end of a window to the nearest second; who waits as long as Retry-After says must get through.
 ROUNDING = 0.5  # seconds
 
-# What services spend from while Redis is away: the same numbers, counted in this process.
-_fallback = FixedWindowRateLimiter(MemoryStorage())
+# For so long nobody looks again for a Redis that was away.
+RETRY_SECONDS = 1.0
+
+
+class _Applied(NamedTuple):
+    """The limit that a request was counted against: its public name, what is left, and when it is full again."""
+
+    name: str
+    item: RateLimitItem
+    left: int
+    reset: float
 
 
 def network(ip: str | None, *, ipv4_bits: int = 24) -> str:
@@ -70,28 +79,33 @@ def limit(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     `read`, `write` and `download` are per user over all routes of the class (per session with a refresh token, per
     address without a good token), `anonymous` is per address and route. Refusals count as well, since this runs before
     authentication.
+
+    The route raises RateLimited when nothing is left.
     """
 
-    def value() -> str:
-        return cast(str, getattr(settings.limits, name))
-
     def decorate(view: Callable[P, R]) -> Callable[P, R]:
-        if name == "anonymous":
-            limited = limiter.limit(value, key_func=_address)(view)
-        else:
-            limited = limiter.shared_limit(value, name, key_func=_caller)(view)
-
-        @wraps(limited)
+        @wraps(view)
         def counted(*args: P.args, **kwargs: P.kwargs) -> R:
-            try:
-                return limited(*args, **kwargs)
-            except StorageError:
-                # Of several requests that find Redis away at once, the limiter lets only the first count in memory.
-                return limited(*args, **kwargs)
+            if settings.rate_limits:
+                _count_request(name)
+            return view(*args, **kwargs)
 
         return mark(counted, limit=name)
 
     return decorate
+
+
+def _count_request(name: str) -> None:
+    item = _item(name)
+    is_per_route = name == "anonymous"
+    scope = str(request.endpoint) if is_per_route else name
+    key = item.key_for(STRATEGY, scope, _address() if is_per_route else _caller())
+    counter = _counter()
+    used = counter.use(lambda strategy: strategy.storage.incr(key, item.get_expiry()))
+    reset = counter.use(lambda strategy: strategy.storage.get_expiry(key))
+    g.limit = _Applied(scope, item, max(0, item.amount - used), reset)
+    if used > item.amount:
+        raise RateLimited(headers={"Retry-After": str(_seconds_until(reset + ROUNDING))})
 
 
 def spend(name: str, *key: str) -> None:
@@ -100,39 +114,64 @@ def spend(name: str, *key: str) -> None:
     Raises:
         RateLimited: the budget is spent; Retry-After says for how many seconds.
     """
-    if settings.rate_limits and not _counted(lambda strategy: strategy.hit(_item(name), name, *key)):
-        reset = _counted(lambda strategy: strategy.get_window_stats(_item(name), name, *key)).reset_time
+    if settings.rate_limits and not _counter().use(lambda strategy: strategy.hit(_item(name), STRATEGY, name, *key)):
+        reset = _counter().use(lambda strategy: strategy.get_window_stats(_item(name), STRATEGY, name, *key)).reset_time
         raise RateLimited(headers={"Retry-After": str(_seconds_until(reset + ROUNDING))})
 
 
 def has_room(name: str, *key: str) -> bool:
     """Tell whether something is left of a budget, and take nothing."""
-    return not settings.rate_limits or bool(_counted(lambda strategy: strategy.test(_item(name), name, *key)))
+    return not settings.rate_limits or bool(
+        _counter().use(lambda strategy: strategy.test(_item(name), STRATEGY, name, *key))
+    )
 
 
 def count(name: str, *key: str) -> None:
     """Take one from a budget for what has been done already."""
     if settings.rate_limits:
-        _counted(lambda strategy: strategy.hit(_item(name), name, *key))
+        _counter().use(lambda strategy: strategy.hit(_item(name), STRATEGY, name, *key))
 
 
 def refill(name: str, *key: str) -> None:
     """Give a budget back after success."""
     if settings.rate_limits:
-        _counted(lambda strategy: strategy.clear(_item(name), name, *key))
+        _counter().use(lambda strategy: strategy.clear(_item(name), STRATEGY, name, *key))
 
 
 def _item(name: str) -> RateLimitItem:
-    return parse(getattr(settings.limits, name))
+    return _parsed(getattr(settings.limits, name))
 
 
-def _counted(use: Callable[[RateLimiter], Any]) -> Any:
-    try:
-        return use(limiter.limiter)
-    except StorageError:
+_parsed = cache(parse)
+
+
+class _Counter:
+    """Where an application counts: in Redis, or with the same numbers in this process while Redis is away."""
+
+    def __init__(self) -> None:
+        self._fallback = FixedWindowRateLimiter(MemoryStorage())
+        self._away_until = 0.0
+
+    def use(self, count: Callable[[RateLimiter], T]) -> T:
+        """Count with what is there."""
+        now = time.monotonic()
+        if now >= self._away_until:
+            if self._away_until:
+                self._away_until = now + RETRY_SECONDS  # one looks whether Redis is back; the others need not wait
+            try:
+                result = count(limiter.limiter)
+            except StorageError:
+                self._away_until = time.monotonic() + RETRY_SECONDS
+                logger.warning("rate_limit_storage_unavailable")
+            else:
+                self._away_until = 0.0
+                return result
         metrics.LIMITS_UNSHARED.inc()
-        logger.warning("rate_limit_storage_unavailable")
-        return use(_fallback)
+        return count(self._fallback)
+
+
+def _counter() -> _Counter:
+    return cast(_Counter, current_app.extensions["rate_limits"])
 
 
 def _seconds_until(moment: float) -> int:
@@ -140,28 +179,17 @@ def _seconds_until(moment: float) -> int:
 
 
 def _report(response: Response) -> Response:
-    """Send RateLimit-Policy and RateLimit (draft-ietf-httpapi-ratelimit-headers) for each limit."""
-    applied = [(limit.request_args[-1], limit) for limit in limiter.current_limits]
-    try:
-        _add_headers(response, applied)
-    except StorageError:
-        logger.warning("rate_limit_storage_unavailable")
+    """Send RateLimit-Policy and RateLimit (draft-ietf-httpapi-ratelimit-headers) for the limit that was applied."""
+    applied: _Applied | None = g.get("limit")
+    if applied is not None:
+        name, item, left, reset = applied
+        response.headers["RateLimit-Policy"] = f'"{name}";q={item.amount};w={item.get_expiry()}'
+        response.headers["RateLimit"] = f'"{name}";r={left};t={_seconds_until(reset)}'
     return response
-
-
-def _add_headers(response: Response, applied: list[tuple[str, RequestLimit]]) -> None:
-    if not applied:
-        return
-    policies = [f'"{name}";q={item.limit.amount};w={item.limit.get_expiry()}' for name, item in applied]
-    states = [f'"{name}";r={item.remaining};t={_seconds_until(item.window[0])}' for name, item in applied]
-    response.headers["RateLimit-Policy"] = ", ".join(policies)
-    response.headers["RateLimit"] = ", ".join(states)
-    if response.status_code == RateLimited.status and "Retry-After" not in response.headers:
-        waits = [_seconds_until(item.window[0] + ROUNDING) for _, item in applied if item.breached]
-        response.headers["Retry-After"] = str(max(waits, default=1))
 
 
 def init_app(app: Flask) -> None:
     """Attach the limiter; its storage is Redis when set, the process's memory otherwise."""
     limiter.init_app(app)
+    app.extensions["rate_limits"] = _Counter()
     app.after_request(_report)

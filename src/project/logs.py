@@ -1,5 +1,6 @@
 """Log lines: one per event, made only of fields that are allowed by name."""
 
+import json
 import logging
 import math
 import sys
@@ -65,12 +66,20 @@ _REFUSED = "Invalid request"
 _HANDLER = "project"
 # Commands that serve until they are stopped; their logs go where a server's do.
 _SERVING = {"run", "worker"}
-# Libraries speak from `warning` on, gunicorn from `info`: it says when workers come and go. The others here would
-# set a level of their own, and write a line with the whole path for every request.
-_LIBRARIES = {"gunicorn.error": logging.INFO, "gunicorn.access": logging.WARNING, "werkzeug": logging.WARNING}
+# Libraries speak from `warning` on, gunicorn and granian from `info`: they say when workers come and go. The other ones
+# would set a level of their own, and write a line with the whole path for every request.
+_LIBRARIES = {
+    "_granian": logging.INFO,
+    "gunicorn.error": logging.INFO,
+    "gunicorn.access": logging.WARNING,
+    "werkzeug": logging.WARNING,
+}
 
 # What gunicorn says of itself; its other lines quote requests.
 _OF_GUNICORN = ("Starting gunicorn", "Listening at", "Using worker", "Handling signal", "Worker (pid:", "Shutting down")
+
+# One for all lines: json.dumps would make another for each.
+_encoder = json.JSONEncoder()
 
 Event = MutableMapping[str, Any]
 ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None]
@@ -138,11 +147,15 @@ def _formatter(*, readable: bool, request_id: Callable[[], str | None]) -> loggi
             add_request_id,
             exceptions,
             _allow,
-            *([_indent_exception, console] if readable else [JSONRenderer()]),
+            *([_indent_exception, console] if readable else [JSONRenderer(_json)]),
         ],
         use_get_message=False,
         pass_foreign_args=True,
     )
+
+
+def _json(event: Event, **_options: Any) -> str:
+    return _encoder.encode(event)
 
 
 def _name_event(_logger: Any, _method: str, event: Event) -> Event:

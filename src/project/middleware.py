@@ -4,13 +4,14 @@ import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from http import HTTPStatus
 from typing import IO, TYPE_CHECKING
 
 from gunicorn.http.errors import ParseException
 from werkzeug.exceptions import ClientDisconnected
 from werkzeug.wsgi import get_content_length
 
-from project.errors import IncompleteBody
+from project.errors import AppError, IncompleteBody
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -22,6 +23,15 @@ LINGER_BLOCK = 64 * 1024
 
 # How servers report a lost client or broken chunks: gunicorn's NoMoreData and all timeouts are OSErrors.
 _BROKEN = (OSError, ParseException, ClientDisconnected)
+
+
+class LengthRequired(AppError):
+    """411: the body came in chunks, whose end this server cannot tell from a connection that was cut (RFC 9112 §8)."""
+
+    status = HTTPStatus.LENGTH_REQUIRED
+    code = "length_required"
+    message = "The length of the body is required."
+    cure = "Send Content-Length instead of Transfer-Encoding: chunked."
 
 
 class BodyLength:
@@ -41,10 +51,10 @@ class BodyLength:
         environ["wsgi.input"] = body
         answer = self._app(environ, start_response)
         has_body = bool(body.left) or "chunked" in environ.get("HTTP_TRANSFER_ENCODING", "")
-        return _Lingering(answer, body, environ.get("gunicorn.socket")) if has_body and not body.ended else answer
+        return Lingering(answer, body, environ.get("gunicorn.socket")) if has_body and not body.ended else answer
 
 
-class _Lingering:
+class Lingering:
     """An answer given before the body was read: once it is sent, what still comes is read and thrown away.
 
     A server that closes a connection on which bytes are still arriving resets it, and most clients then never see

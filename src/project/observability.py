@@ -11,6 +11,7 @@ from concurrent.futures import Future, wait
 from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from alembic.script import ScriptDirectory
@@ -109,17 +110,19 @@ def init_app(app: Flask) -> None:
 
 
 def _begin() -> None:
-    g.request_id = request.environ.setdefault(_ENVIRON_KEY, _request_id())
+    environ = request.environ
+    g.request_id = environ.setdefault(_ENVIRON_KEY, _request_id(environ.get("HTTP_X_REQUEST_ID", "")))
     g.started = time.perf_counter()
     g.outer_origin = _origin.get()
-    _origin.set(Origin(_ip(request.remote_addr), _user_agent(request.user_agent.string), g.request_id))
+    user_agent = _user_agent(environ.get("HTTP_USER_AGENT", ""))
+    _origin.set(Origin(_ip(request.remote_addr), user_agent, g.request_id))
 
 
-def _request_id() -> str:
-    given = request.headers.get(REQUEST_ID_HEADER, "")
+def _request_id(given: str) -> str:
     return given if _REQUEST_ID.fullmatch(given) else str(uuid.uuid4())
 
 
+@lru_cache(maxsize=1024)
 def _ip(address: str | None) -> str | None:
     # Behind a proxy this is what the proxy wrote; on a Unix socket it is empty.
     try:
@@ -129,6 +132,7 @@ def _ip(address: str | None) -> str | None:
         return None
 
 
+@lru_cache(maxsize=1024)
 def _user_agent(value: str) -> str | None:
     return "".join(character for character in value if character.isprintable())[:MAX_USER_AGENT] or None
 
@@ -138,10 +142,11 @@ def _finish(response: Response) -> Response:
         _begin()
     response.headers[REQUEST_ID_HEADER] = g.request_id
     user_id = g.get("user_id")
+    rule = request.url_rule
     line = {
         "method": request.method,
         # The rule, not the path: a path may hold a token.
-        "route": request.url_rule.rule if request.url_rule else None,
+        "route": rule.rule if rule else None,
         "status": response.status_code,
         "duration_ms": round((time.perf_counter() - g.started) * 1000, 1),
         "user_id": str(user_id) if user_id else None,

@@ -22,8 +22,9 @@ from project.errors import (
 )
 from project.json import InvalidJson
 from project.pagination import InvalidCursor
-from project.schemas import FORMAT, REQUIRED, TYPE, UNKNOWN, OutSchema
+from project.schemas import OutSchema
 from project.security import InvalidToken, SessionRevoked, TokenExpired, TokenRequired
+from project.validation import FORMAT, REQUIRED, TYPE, UNKNOWN
 
 _TOKEN_ERRORS = (TokenRequired, TokenExpired, InvalidToken, SessionRevoked)
 _BODY_ERRORS = (IncompleteBody, PayloadTooLarge, UnsupportedMediaType, Invalid)

@@ -6,17 +6,18 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 from typing import Any, TypeVar
 from urllib.parse import quote, urlencode
 from uuid import UUID
 
 from flask import request
-from sqlalchemy import ColumnElement, Select, Uuid, func, literal, select, tuple_
+from sqlalchemy import Column, ColumnElement, Select, Uuid, bindparam, func, select, tuple_
 from sqlalchemy.orm import InstrumentedAttribute
 
 from project import signing
 from project.config import settings
-from project.database import UtcDateTime, db
+from project.database import UtcDateTime, db, run
 from project.errors import BadRequest
 
 # A file name of 255 characters is the longest value sorted by: about 1,400 characters of cursor.
@@ -59,25 +60,31 @@ class Page(list[T]):
         self.total = total
 
 
+# Where a page begins: the last value of the page before, and the id that goes with it.
+_HERE = ("cursor_value", "cursor_id")
+
+# The columns of an entity, or of a table when rows are read.
+Key = InstrumentedAttribute[Any] | Column[Any]
+
+
 def paginate(
-    statement: Select[T],
+    statement: Select[Any],
     page: PageRequest,
     *,
-    sorts: Mapping[str, InstrumentedAttribute[Any]],
-    tiebreaker: InstrumentedAttribute[UUID],
+    sorts: Mapping[str, Key],
+    tiebreaker: Key,
     owner: object = None,
-) -> Page[T]:
+) -> Page[Any]:
     """Return one page of the statement's rows, which must have no order of their own.
 
     Rows inserted meanwhile neither repeat nor hide others: a page begins after values, not at a number.
 
     Args:
-        statement: selects one entity.
+        statement: selects one entity; or the columns of its table, and rows come in half the time.
         page: what the client asked for; its sort must be in `sorts`, with `-` for descending.
-        sorts: the columns that may be sorted by, by public name; columns of that entity, never null.
-        tiebreaker: the entity's id, which makes the order total.
-        owner: the caller's id, or a tuple with whatever else the list depends on that is not in the query
-            string (an id in the path); the cursor is of no use to another.
+        sorts: the columns that may be sorted by, by public name; columns of that entity or table, never null.
+        tiebreaker: its id, which makes the order total.
+        owner: the caller's id, or a tuple with whatever else the list depends on that is not in the query string.
 
     Raises:
         InvalidCursor: the cursor was not made for exactly this list.
@@ -86,12 +93,13 @@ def paginate(
     column = sorts[page.sort.removeprefix("-")]
     position = (column, tiebreaker)
     scope = [page.sort, page.bound_to, str(tiebreaker), str(owner)]
-    rows = statement
-    if page.cursor is not None:
-        rows = rows.where(_is_beyond(position, _read_cursor(page.cursor, scope, position), descending=descending))
-    rows = rows.order_by(*(key.desc() if descending else key.asc() for key in position))
+    order, is_beyond = _order(position, descending=descending)
     # One row more than asked tells whether there is a next page.
-    items = db.session.scalars(rows.limit(page.limit + 1)).all()
+    rows, values = statement.order_by(*order).limit(page.limit + 1), {}
+    if page.cursor is not None:
+        rows = rows.where(is_beyond)
+        values = dict(zip(_HERE, _read_cursor(page.cursor, scope, position), strict=True))
+    items = run(rows, values) if isinstance(tiebreaker, Column) else db.session.scalars(rows, values).all()
     next_cursor = None
     if len(items) > page.limit:
         last = items[page.limit - 1]
@@ -100,12 +108,12 @@ def paginate(
     return Page(items[: page.limit], limit=page.limit, next_cursor=next_cursor, total=total)
 
 
-def _is_beyond(
-    position: Sequence[InstrumentedAttribute[Any]], values: list[Any], *, descending: bool
-) -> ColumnElement[bool]:
-    here = tuple_(*position)
-    there = tuple_(*(literal(value, key.type) for key, value in zip(position, values, strict=True)))
-    return here < there if descending else here > there
+@cache
+def _order(position: tuple[Key, Key], *, descending: bool) -> tuple[Sequence[ColumnElement[Any]], ColumnElement[bool]]:
+    """Return how a list is sorted, and the condition for what comes after the values named in _HERE; made once."""
+    here = tuple_(*(bindparam(name, type_=key.type) for name, key in zip(_HERE, position, strict=True)))
+    order = [key.desc() if descending else key.asc() for key in position]
+    return order, tuple_(*position) < here if descending else tuple_(*position) > here
 
 
 def next_link(page: Page[Any]) -> str | None:
@@ -117,7 +125,7 @@ def next_link(page: Page[Any]) -> str | None:
     return f'<{settings.public_url}{quote(request.path)}?{urlencode(query)}>; rel="next"'
 
 
-def contains(column: InstrumentedAttribute[Any], text: str) -> ColumnElement[bool]:
+def contains(column: Key, text: str) -> ColumnElement[bool]:
     """Match rows whose column contains the text; `%`, `_` and a backslash are ordinary characters.
 
     Case is ignored as far as the database's lower() goes: everywhere in ASCII, beyond it as its locale says.
@@ -125,7 +133,7 @@ def contains(column: InstrumentedAttribute[Any], text: str) -> ColumnElement[boo
     return column.icontains(text, autoescape=True)
 
 
-def _count(statement: Select[Any], tiebreaker: InstrumentedAttribute[UUID]) -> int:
+def _count(statement: Select[Any], tiebreaker: Key) -> int:
     # Over a subquery: a count put in place of the columns would lose the FROM clause.
     ids = statement.with_only_columns(tiebreaker, maintain_column_froms=True).subquery()
     return db.session.scalar(select(func.count()).select_from(ids)) or 0
@@ -136,7 +144,7 @@ def _make_cursor(values: list[Any], scope: list[str]) -> str:
     return base64.urlsafe_b64encode(_sign(payload, scope) + payload).rstrip(b"=").decode()
 
 
-def _read_cursor(cursor: str, scope: list[str], position: Sequence[InstrumentedAttribute[Any]]) -> list[Any]:
+def _read_cursor(cursor: str, scope: list[str], position: Sequence[Key]) -> list[Any]:
     """Check the signature before anything is parsed: what passes was written by `_make_cursor`."""
     if len(cursor) > MAX_CURSOR_LENGTH:
         raise InvalidCursor()
@@ -154,7 +162,7 @@ def _read_cursor(cursor: str, scope: list[str], position: Sequence[InstrumentedA
     return [_parse(value, key) for value, key in zip(values, position, strict=True)]
 
 
-def _parse(value: Any, column: InstrumentedAttribute[Any]) -> Any:
+def _parse(value: Any, column: Key) -> Any:
     parser = _PARSERS.get(type(column.type))
     return parser(value) if parser else value
 

@@ -85,10 +85,27 @@ def _answers(address: str, port: int) -> bool:
         return False
 
 
+class LeanCursor(psycopg.Cursor[Any]):
+    """A cursor that tells of its columns what SQLAlchemy asks, name and type, without an object for each of them."""
+
+    @property
+    def description(self) -> list[Any] | None:
+        """The columns of the result (PEP 249), None when there is none."""
+        result = self.pgresult
+        if result is None or not result.nfields:
+            return None
+        nothing = (None,) * 5
+        return [((result.fname(n) or b"").decode(), result.ftype(n), *nothing) for n in range(result.nfields)]
+
+
 class WatchedConnection(psycopg.Connection[Any]):
     """A connection whose statements fail when the server is silent."""
 
     silence: Silence
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.cursor_factory = LeanCursor
 
     def wait(self, gen: PQGen[T], *args: Any, **options: Any) -> T:
         """Let a statement take its course, and look now and then whether the server is there.

@@ -1,7 +1,8 @@
-"""What the server refuses before the application hears of it, as problems like all others."""
+"""gunicorn's worker: what it refuses before the application hears of it, and how it shares connections with others."""
 
 import logging
 import socket
+import time
 import uuid
 from typing import Any
 
@@ -15,10 +16,27 @@ from project.headers import DEFAULTS, STRICT_TRANSPORT
 logger = logging.getLogger(__name__)
 
 SEND_SECONDS = 1
+# Seconds that a process with so many connections waits before it takes another.
+COURTESY, MAX_COURTESY = 0.0002, 0.002
 
 
 class Worker(ThreadWorker):  # type: ignore[misc]
-    """gunicorn's worker with threads. Its own page of a refusal quotes the request, and is HTML."""
+    """gunicorn's worker with threads, which leaves connections to others.
+
+    Its refusals are problems; gunicorn's own page quotes the request, and is HTML.
+    """
+
+    nr_conns: int
+
+    def accept(self, listener: socket.socket) -> None:
+        """Take a new connection, the later the more there are already.
+
+        All processes are woken by one. Of many that come together, as those of a proxy do, the first would have the
+        most, and keeps them: half of the server stood still.
+        """
+        if self.nr_conns:
+            time.sleep(min(self.nr_conns * COURTESY, MAX_COURTESY))
+        super().accept(listener)
 
     def handle_error(self, req: Any, client: socket.socket, addr: tuple[str, int] | str, exc: BaseException) -> None:
         """Answer a request that cannot be parsed; the server closes the connection then."""
@@ -34,9 +52,9 @@ def _code(error: ParseException) -> str:
     return "headers_too_large" if isinstance(error, LimitRequestHeaders) else "bad_request"
 
 
-def _refuse(client: socket.socket, name: str, address: tuple[str, int] | str) -> None:
+def refusal(name: str, ip: str | None) -> tuple[int, dict[str, str], bytes]:
+    """Log that a request was refused, and return the status, the headers and the body of the answer."""
     code, request_id = REGISTRY[name], str(uuid.uuid4())
-    ip = address[0] if isinstance(address, tuple) else None  # a Unix socket
     logger.info("request_refused", extra={"code": name, "status": code.status, "ip": ip, "request_id": request_id})
     about = {"type": f"/errors#{name}", "title": code.title, "status": code.status, "detail": code.title}
     body = orjson.dumps({**about, "code": name, "request_id": request_id})
@@ -50,7 +68,13 @@ def _refuse(client: socket.socket, name: str, address: tuple[str, int] | str) ->
         "Content-Type": PROBLEM_TYPE,
         "X-Request-ID": request_id,
     }
-    lines = [f"HTTP/1.1 {code.status} Refused", *(f"{name}: {value}" for name, value in headers.items())]
+    return code.status, headers, body
+
+
+def _refuse(client: socket.socket, name: str, address: tuple[str, int] | str) -> None:
+    ip = address[0] if isinstance(address, tuple) else None  # a Unix socket
+    status, headers, body = refusal(name, ip)
+    lines = [f"HTTP/1.1 {status} Refused", *(f"{name}: {value}" for name, value in headers.items())]
     client.settimeout(SEND_SECONDS)
     try:
         client.sendall("\r\n".join(lines).encode() + b"\r\n\r\n" + body)

@@ -3,7 +3,6 @@
 import enum
 import re
 import uuid
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,61 +11,11 @@ from marshmallow import EXCLUDE, RAISE, fields, validate
 from marshmallow import Schema as MarshmallowSchema
 from typing_extensions import override
 
+from project.dumps import compile_dump
 from project.email_addresses import normalize_email
-from project.errors import FieldError, field_code
+from project.validation import CHOICE, CODE_OF_MESSAGE, FORMAT, LENGTH, RANGE, TYPE, UNKNOWN_FIELD, Message
 
 MAX_INT64 = 2**63 - 1
-
-REQUIRED = field_code("required", "This field is required.", "Send the field.")
-NULL = field_code("null_not_allowed", "This field may not be null.", "Send a value or leave the field out.")
-UNKNOWN = field_code("unknown_field", "There is no such field here.", "Leave the field out; check its spelling.")
-TYPE = field_code("invalid_type", "The value has the wrong type.", "Send the JSON type of the documentation.")
-FORMAT = field_code("invalid_format", "The value has the wrong format.", "Send the format of the documentation.")
-CHOICE = field_code("invalid_choice", "The value is not one of the choices.", "Send one of the listed values.")
-RANGE = field_code("out_of_range", "The value is too small or too large.", "Stay within the documented bounds.")
-LENGTH = field_code("invalid_length", "The value is too short or too long.", "Stay within the documented length.")
-REPEATED = field_code("repeated_parameter", "The parameter was sent twice.", "Send each query parameter once.")
-CHARACTERS = field_code(
-    "invalid_characters", "The text has characters that are not allowed.", "Remove control characters."
-)
-EMAIL = field_code("invalid_email", "This is not an e-mail address.", "Send one plain address such as ann@example.com.")
-
-# marshmallow names its own messages; each stands for one of our codes.
-_CODE_OF_MESSAGE = {
-    "required": REQUIRED,
-    "null": NULL,
-    "unknown": CHOICE,
-    "type": TYPE,
-    "invalid": TYPE,
-    "invalid_uuid": FORMAT,
-    "too_large": RANGE,
-    "format": FORMAT,
-    "length": LENGTH,
-    "range": RANGE,
-    "characters": CHARACTERS,
-    "email": EMAIL,
-}
-
-
-class Message(str):
-    """A validation message that carries its code."""
-
-    __slots__ = ("code",)
-
-    code: str
-
-    def __new__(cls, text: str, code: str) -> "Message":
-        """Make a message for a code of the registry."""
-        message = super().__new__(cls, text)
-        message.code = code
-        return message
-
-    def format(self, *args: object, **kwargs: object) -> "Message":
-        """Fill in the placeholders and keep the code."""
-        return Message(super().format(*args, **kwargs), self.code)
-
-
-UNKNOWN_FIELD = Message("There is no such field here.", UNKNOWN)
 
 
 class Schema(MarshmallowSchema):
@@ -82,12 +31,26 @@ class Schema(MarshmallowSchema):
 
         unknown = RAISE
 
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._dump_one = compile_dump(self)
+
+    @override
+    def _serialize(self, obj: Any, *, many: bool = False) -> Any:
+        """Dump as marshmallow does, in less time."""
+        if many and obj is not None:
+            return [self._serialize(item) for item in obj]
+        try:
+            return self._dump_one(obj)
+        except (AttributeError, KeyError, ValueError):  # a value is missing, and its field is left out
+            return super()._serialize(obj)
+
     @override
     def on_bind_field(self, field_name: str, field_obj: Any) -> None:
         """Give each message of a field its code, also of what a list or an enumeration holds."""
         messages = field_obj.error_messages.items()
         field_obj.error_messages = {
-            key: text if isinstance(text, Message) else Message(text, _CODE_OF_MESSAGE.get(key, FORMAT))
+            key: text if isinstance(text, Message) else Message(text, CODE_OF_MESSAGE.get(key, FORMAT))
             for key, text in messages
         }
         if isinstance(field_obj, fields.List):
@@ -103,20 +66,6 @@ class OutSchema(Schema):
         """Readers ignore what they do not know."""
 
         unknown = EXCLUDE
-
-
-def field_errors(messages: Any, pointer: str = "") -> list[FieldError]:
-    """Flatten marshmallow's nested messages into field errors with JSON pointers (RFC 6901)."""
-    if isinstance(messages, Mapping):
-        found: list[FieldError] = []
-        for key, inner in messages.items():
-            step = "" if key == "_schema" else "/" + str(key).replace("~", "~0").replace("/", "~1")
-            found += field_errors(inner, pointer + step)
-        return found
-    return [
-        FieldError(pointer, getattr(text, "code", FORMAT), str(text))
-        for text in (messages if isinstance(messages, list) else [messages])
-    ]
 
 
 class Length(validate.Length):
@@ -185,6 +134,11 @@ class Choice(fields.Enum[Any]):
     def __init__(self, choices: type[enum.Enum], **options: Any) -> None:
         super().__init__(choices, by_value=fields.String, **options)
 
+    @override
+    def _serialize(self, value: enum.Enum | None, attr: str | None, obj: Any, **kwargs: Any) -> Any:
+        """Return the member's value, which is a text."""
+        return value if value is None else value.value
+
 
 class QueryInteger(Integer):
     """A number in a query string: ASCII digits only."""
@@ -218,6 +172,11 @@ class Id(fields.UUID):
             raise self.make_error("invalid_uuid")
         return found
 
+    @override
+    def _serialize(self, value: uuid.UUID | None, attr: str | None, obj: Any, **kwargs: Any) -> Any:
+        """Leave it to JSON, which writes ids (see json.py) in a tenth of the time."""
+        return value
+
 
 class Timestamp(fields.AwareDateTime):
     """A time in RFC 3339 with an offset; out in UTC with `Z`."""
@@ -237,8 +196,9 @@ class Timestamp(fields.AwareDateTime):
             raise self.make_error("format") from error
 
     @override
-    def _serialize(self, value: datetime | None, attr: str | None, obj: Any, **kwargs: Any) -> str | None:
-        return None if value is None else value.astimezone(UTC).isoformat().replace("+00:00", "Z")
+    def _serialize(self, value: datetime | None, attr: str | None, obj: Any, **kwargs: Any) -> Any:
+        """Leave it to JSON as well."""
+        return value if value is None or value.tzinfo is UTC else value.astimezone(UTC)
 
 
 class Email(String):

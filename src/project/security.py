@@ -124,9 +124,8 @@ def _authenticator() -> Authenticator:
 
 
 def _bearer_token() -> str:
-    headers = request.headers.getlist("Authorization")
     # A WSGI server joins repeated headers with a comma, which the pattern refuses.
-    match = _BEARER.fullmatch(headers[0].strip()) if len(headers) == 1 else None
+    match = _BEARER.fullmatch(request.headers.get("Authorization", "").strip())
     if match is None:
         raise TokenRequired()
     return match[1]

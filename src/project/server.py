@@ -1,5 +1,6 @@
 """What `make run` does: prepare the database, tell the developer where everything is, and serve."""
 
+import importlib.util
 import os
 import signal
 import socket
@@ -14,18 +15,27 @@ import flask_migrate
 from sqlalchemy import exists, select
 
 from project import seeds
-from project.config import settings
+from project.config import Server, settings
 from project.database import db
 from project.users.models import User
 
 ROOT = Path(__file__).parents[2]
-GUNICORN = [sys.executable, "-m", "gunicorn", "-c", str(ROOT / "deploy" / "gunicorn.conf.py"), "wsgi:app"]
+SERVERS = {
+    Server.GUNICORN: [sys.executable, "-m", "gunicorn", "-c", str(ROOT / "deploy" / "gunicorn.conf.py"), "wsgi:app"],
+    Server.GRANIAN: [sys.executable, "-m", "deploy.granian_server"],
+}
 WORKER = [sys.executable, "-m", "flask", "worker"]
 POLL_SECONDS = 0.2
 
 
 def prepare() -> None:
-    """Migrate the database, seed it when it has no account yet, and print how to go on."""
+    """Migrate the database, seed it when it has no account yet, and print how to go on.
+
+    Raises:
+        ClickException: the server is not installed, or something listens at its port already.
+    """
+    if settings.server is Server.GRANIAN and importlib.util.find_spec("granian") is None:
+        raise click.ClickException("SERVER=granian is not installed: pip install -r requirements/granian.txt")
     _require_free_port()
     settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     flask_migrate.upgrade()
@@ -43,7 +53,7 @@ def prepare() -> None:
 
 
 def _require_free_port() -> None:
-    """Look before anything is made and shown; who takes the port in between is met by gunicorn.
+    """Look before anything is made and shown; who takes the port in between is met by the server.
 
     Raises:
         ClickException: something listens there already.
@@ -65,13 +75,14 @@ def _sign_in(password: str | None) -> str:
 
 
 def serve() -> None:
-    """Serve with gunicorn until TERM or Ctrl-C; on PostgreSQL with a worker for jobs beside it."""
+    """Serve with what SERVER names until TERM or Ctrl-C; on PostgreSQL with a worker for jobs beside it."""
     sys.stdout.flush()
     os.chdir(ROOT)
+    server = SERVERS[settings.server]
     if settings.sqlite:
         # SQLite's jobs run in a thread of the server, so this process can become it.
-        os.execv(GUNICORN[0], GUNICORN)  # noqa: S606 - a fixed command without a shell
-    _supervise([GUNICORN, WORKER])
+        os.execv(server[0], server)  # noqa: S606 - a fixed command without a shell
+    _supervise([server, WORKER])
 
 
 def _supervise(commands: list[list[str]]) -> None:

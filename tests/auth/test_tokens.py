@@ -226,3 +226,54 @@ def test_tokens_are_short_enough_for_a_header(access_token):
     padded = {**claims_of(access_token), "role": "x" * tokens.MAX_TOKEN_LENGTH}
     assert is_refused(sign(padded))
     assert json.loads(json.dumps(padded)), "it is the length that is refused"
+
+
+# --- what was verified before -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def known():
+    """Tokens that a process remembers."""
+    return tokens.VerifiedTokens()
+
+
+def test_a_token_that_is_known_is_over_at_its_time(known, time_machine):
+    time_machine.move_to(NOW, tick=False)
+    token = tokens.issue(make_sign_in())["access_token"]
+    assert known.verify(token) is known.verify(token)
+    time_machine.shift(timedelta(minutes=10))
+    with pytest.raises(TokenExpired):
+        known.verify(token)
+
+
+@pytest.mark.parametrize("forge", FORGERIES.values(), ids=FORGERIES)
+def test_a_forgery_of_a_token_that_is_known_is_refused_each_time(known, access_token, forge):
+    known.verify(access_token)
+    for _ in range(2):
+        with pytest.raises(InvalidToken):
+            known.verify(forge(claims_of(access_token)))
+
+
+def test_only_good_tokens_take_room_and_the_oldest_makes_it(known, monkeypatch):
+    monkeypatch.setattr(tokens, "MAX_VERIFIED", 2)
+    first, second, third = (tokens.issue(make_sign_in())["access_token"] for _ in range(3))
+    claims = known.verify(first)
+    with suppress(InvalidToken):
+        known.verify("forged")
+    known.verify(second)
+    assert known.verify(first) is claims
+    known.verify(third)
+    assert known.verify(first) is not claims
+    assert known.verify(first) == claims
+
+
+def test_tokens_are_not_kept_themselves(known, access_token):
+    known.verify(access_token)
+    assert access_token not in repr(vars(known))
+
+
+def test_what_one_application_knows_another_with_other_keys_does_not(make_app, access_token, app):
+    app.extensions["authenticator"].verify_token(access_token)
+    other = make_app(f"next:{NEXT_KEY}")
+    with other.app_context(), pytest.raises(InvalidToken):
+        other.extensions["authenticator"].verify_token(access_token)

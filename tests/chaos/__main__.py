@@ -15,6 +15,7 @@ from tests.chaos.topology import Topology, run_topology
 from tests.servers.disk import small_disk
 
 HEADINGS = ("broken", "for s", "slowest s", "healthz p99 ms", "recovery s", "written", "lost", "answers by status")
+PAUSE_SECONDS = 0.05
 ROW = "{:<30} {:>6} {:>10} {:>15} {:>11} {:>8} {:>5}  {}"
 VERIFIERS = (("ledger", "verify"), ("files", "verify"), ("payments", "reconcile"))
 
@@ -39,7 +40,7 @@ def run(topology: Topology, faults: Iterable[Fault], *, seconds: float) -> bool:
     written: list[Written] = []
     sound = True
     for fault in faults:
-        result = run_fault(topology, fault, seconds=seconds)
+        result = run_fault(topology, fault, seconds=seconds, pause=PAUSE_SECONDS)
         say(row(result))
         written += result.written
         sound = sound and not result.wrong and not result.lost

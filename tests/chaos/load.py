@@ -15,7 +15,6 @@ from tests.http.client import Account, new_address
 
 # Longer than any answer may take, so that one that does is seen as what it is.
 CLIENT_TIMEOUT_SECONDS = 30
-PAUSE_SECONDS = 0.05
 BAD_REQUEST = 400
 FILE_BYTES = 10_000
 CONTENT = {"Content-Type": "application/octet-stream", "X-Filename": "noise.bin"}
@@ -55,6 +54,7 @@ class Load:
     url: str
     account: Account
     price_id: str
+    pause: float  # seconds between two requests of a client
     kinds: Iterable[str] = tuple(CLIENTS)
     answers: list[Answer] = field(default_factory=list)
     written: list[Written] = field(default_factory=list)
@@ -98,7 +98,7 @@ class Load:
                 except requests.RequestException as error:
                     outcome = type(error).__name__
                 self.answers.append(Answer(kind, begun, time.monotonic(), outcome, code))
-                self._stopping.wait(PAUSE_SECONDS)
+                self._stopping.wait(self.pause)
 
     def _health(self, session: requests.Session) -> requests.Response:
         return session.get(f"{self.url}/healthz", timeout=CLIENT_TIMEOUT_SECONDS)

@@ -54,10 +54,13 @@ class Result:
         return answer.good or (answer.outcome == 503 and answer.kind in self.fault.unavailable)
 
 
-def run_fault(topology: Topology, fault: Fault, *, seconds: float) -> Result:
-    """Break something for so many seconds while clients go on asking, and watch until all is well again."""
+def run_fault(topology: Topology, fault: Fault, *, seconds: float, pause: float) -> Result:
+    """Break something for so many seconds while clients go on asking, and watch until all is well again.
+
+    Each of them pauses for so many seconds after an answer.
+    """
     stack = topology.stack
-    with Load(stack.url, topology.admin, topology.price_id) as load:
+    with Load(stack.url, topology.admin, topology.price_id, pause) as load:
         load.run_for(WARM_UP_SECONDS)
         begun = time.monotonic()
         with fault.broken(topology):

@@ -19,6 +19,7 @@ from tests.servers.app import ROOT
 from tests.servers.disk import small_disk
 
 SECONDS = float(os.environ.get("CHAOS_SECONDS", "2"))
+PAUSE_SECONDS = 0.2
 # The machine of the tests has other things to do as well; `make chaos` prints the figures of one that has not.
 BUSY = 4
 RECOVERY_SECONDS = 5
@@ -28,7 +29,6 @@ pytestmark = [
     pytest.mark.server,
     pytest.mark.slow,
     pytest.mark.skipif(NGINX is None, reason="nginx is not installed"),
-    pytest.mark.xdist_group("chaos"),
     # The mail server of these tests forgets to close what was cut.
     pytest.mark.filterwarnings("ignore:.*unclosed:pytest.PytestUnraisableExceptionWarning"),
 ]
@@ -66,7 +66,7 @@ def topology_on_disk() -> Iterator[Topology]:
 
 
 def check(topology: Topology, fault: Fault) -> list[Written]:
-    result = run_fault(topology, fault, seconds=SECONDS)
+    result = run_fault(topology, fault, seconds=SECONDS, pause=PAUSE_SECONDS)
     assert {answer.kind for answer in result.answers if answer.good} >= {"health"}
     assert result.wrong == [], topology.errors()
     assert result.lost == []

@@ -46,8 +46,11 @@ class Front:
 
 
 @contextmanager
-def run_front(app_port: int, storage_url: str) -> Iterator[Front]:
-    """Run nginx before the server at `app_port`, whose PROXY_HOPS is 1. Only where NGINX is not None."""
+def run_front(app_port: int, storage_url: str, *, buffering: bool = False) -> Iterator[Front]:
+    """Run nginx before the server at `app_port`, whose PROXY_HOPS is 1. Only where NGINX is not None.
+
+    With `buffering` it takes uploads to itself first, as docs/operations.md wants it before granian.
+    """
     assert NGINX is not None
     port = free_port()
     with scratch_directory("project-front-") as folder:
@@ -61,6 +64,9 @@ def run_front(app_port: int, storage_url: str) -> Iterator[Front]:
             "app_port": app_port,
             "files": unquote(urlsplit(storage_url).path),
         }
+        if buffering:
+            server = folder / "server.conf"
+            server.write_text(server.read_text().replace("proxy_request_buffering off;", "proxy_request_buffering on;"))
         for name, text in {"local": LOCAL, "listen": LISTEN, "upstream": UPSTREAM}.items():
             (folder / f"{name}.conf").write_text(text.format_map(known))
         command = [NGINX, "-e", "stderr", "-p", str(folder), "-c", str(folder / "nginx.conf")]

@@ -202,11 +202,16 @@ class Cast:
     players: dict[str, Account]
 
     def enter(self, who: str, *, for_the_last_time: bool) -> Account:
-        """Return a caller with a session of its own; the anonymous one has no token, the deactivated a dead one."""
+        """Return a caller with a live session; the anonymous one has no token, the deactivated a dead one."""
         player = self.players[who]
         if who in {"anonymous", "deactivated"}:
             return player
-        return self.invite(who) if for_the_last_time else log_in(self.server, player.email)
+        if for_the_last_time:
+            return self.invite(who)
+        # What was tried before may have ended it.
+        if player.api.get("/v1/users/me").status_code == 401:
+            self.players[who] = log_in(self.server, player.email)
+        return self.players[who]
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ from tests.http.cluster import SETTINGS, check_log, flask
 from tests.http.tokens import claims_of
 from tests.servers import create_database, run_server
 
-DEFAULT_EXAMPLES = 20
+DEFAULT_EXAMPLES = 10
 EXAMPLES = int(os.environ.get("TEST_FUZZ_EXAMPLES", DEFAULT_EXAMPLES))
 CONFIG = {
     "request-timeout": 15,

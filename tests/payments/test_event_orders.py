@@ -96,6 +96,7 @@ def check_end(payments: list[Payment], *, origin: str) -> None:
     assert len(states) == len(payments) * 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", range(5))
 def test_all_orders_of_the_events_end_in_the_same(run_jobs: Callable[[], int], first: int) -> None:
     """Nothing is known but that the payment was made: all the rest comes by events, acted on in the order they came."""

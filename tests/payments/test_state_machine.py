@@ -14,7 +14,7 @@ from hypothesis.stateful import run_state_machine_as_test
 from tests.conftest import Databases
 from tests.payments.machine import PaymentsMachine
 
-DEFAULT_STEPS = 1000
+DEFAULT_STEPS = 500
 STEPS = int(os.environ.get("TEST_MACHINE_STEPS", DEFAULT_STEPS))
 STEPS_OF_ONE = 25
 

@@ -1,4 +1,4 @@
-"""The application under the gunicorn that serves it in production."""
+"""The application under gunicorn, as production serves it by itself, or under granian."""
 
 import http.client
 import os
@@ -12,7 +12,12 @@ from pathlib import Path
 from tests.servers.process import free_port, running, scratch_directory
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMAND = [sys.executable, "-m", "gunicorn", "-c", "deploy/gunicorn.conf.py"]
+COMMANDS = {
+    "gunicorn": [sys.executable, "-m", "gunicorn", "-c", "deploy/gunicorn.conf.py"],
+    "granian": [sys.executable, "-m", "deploy.granian_server"],
+}
+# TEST_SERVER=granian runs all tests of servers under it; what is gunicorn's own then fails.
+SERVER = os.environ.get("TEST_SERVER", "gunicorn")
 # What a process needs to run at all; every setting of ours comes from the test.
 INHERITED = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "SYSTEMROOT")
 
@@ -34,12 +39,17 @@ class AppServer:
 
 @contextmanager
 def run_server(
-    env: Mapping[str, str], port: int | None = None, *, arguments: tuple[str, ...] = (), app: str = "wsgi:app"
+    env: Mapping[str, str],
+    port: int | None = None,
+    *,
+    arguments: tuple[str, ...] = (),
+    app: str = "wsgi:app",
+    server: str = SERVER,
 ) -> Iterator[AppServer]:
     """Run the application with these settings until the block ends; it is ready when the block starts.
 
     The database has to be migrated already. DATA_DIR defaults to a directory that goes away. Arguments
-    go to gunicorn, such as `("--workers", "2")`; `app` is another application than that of production.
+    go to the server, such as `("--workers", "2")`; `app` is another application than that of production.
     """
     port = port or free_port()
     with scratch_directory("project-app-") as root:
@@ -47,7 +57,7 @@ def run_server(
         settings = {"APP_ENV": "testing", "DATA_DIR": str(root / "data"), **env, "PORT": str(port)}
         log = root / "log"
         with running(
-            [*COMMAND, *arguments, app],
+            [*COMMANDS[server], *arguments, app],
             log=log,
             ready=lambda: _is_ready(port),
             env={**inherited, **settings},

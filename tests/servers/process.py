@@ -2,6 +2,7 @@
 
 import ctypes
 import importlib.util
+import os
 import shutil
 import signal
 import socket
@@ -10,7 +11,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import TypedDict
 
@@ -88,12 +90,19 @@ def package_directory(name: str) -> Path:
     return Path(spec.origin).parent
 
 
+# Below those that the system gives to clients. Each process begins elsewhere, and takes one after the other.
+PORTS = range(10_000, 30_000)
+_numbers = count(os.getpid() * 1999)
+
+
 def free_port() -> int:
-    """A TCP port that nobody uses at this moment; somebody may take it before we do."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A TCP port that nobody uses at this moment, and that no other process is likely to choose as well."""
+    while True:
+        port = PORTS[next(_numbers) % len(PORTS)]
+        with suppress(OSError), socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def listens(port: int) -> bool:

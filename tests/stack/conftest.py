@@ -23,8 +23,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("server")
             item.add_marker("slow")
             item.add_marker(pytest.mark.skipif(NGINX is None, reason="nginx is not installed"))
-            # One stack for all of them, and not one for each worker.
-            item.add_marker(pytest.mark.xdist_group("stack"))
 
 
 @pytest.fixture(scope="package")

@@ -85,7 +85,10 @@ class RunningStack:
 
 @contextmanager
 def run_stack(settings: Mapping[str, str] | None = None) -> Iterator[RunningStack]:
-    """Run the stack until the block ends; it is ready when the block starts."""
+    """Run the stack until the block ends; it is ready when the block starts.
+
+    At the end SIGTERM stops it, if the block has not: without an error and with all its parts.
+    """
     port = free_port()
     with scratch_directory("project-stack-") as root:
         inherited = {name: os.environ[name] for name in INHERITED if name in os.environ}
@@ -100,7 +103,11 @@ def run_stack(settings: Mapping[str, str] | None = None) -> Iterator[RunningStac
         with running(
             COMMAND, log=log, ready=lambda: "stack: ready" in log.read_text(), env=env, cwd=ROOT, seconds=120
         ) as process:
-            yield RunningStack(f"http://127.0.0.1:{port}", root / "data", process, log)
+            stack = RunningStack(f"http://127.0.0.1:{port}", root / "data", process, log)
+            yield stack
+            pids = stack.pids
+        assert process.returncode == 0, stack.log
+        assert [name for name, pid in pids.items() if Path(f"/proc/{pid}").exists()] == []
 
 
 @dataclass

@@ -15,7 +15,7 @@ from tests.stack.strict import StrictLoad
 
 pytestmark = pytest.mark.timeout(900)
 ROLLS = int(os.environ.get("TEST_ROLLS", "2"))
-RATE = int(os.environ.get("TEST_ROLLS_RATE", "100"))  # requests each second
+RATE = int(os.environ.get("TEST_ROLLS_RATE", "40"))  # requests each second
 EMAIL = "canary-strict@example.com"
 
 

@@ -2,9 +2,10 @@
 
 from datetime import datetime
 from enum import StrEnum
+from typing import cast
 from uuid import UUID
 
-from sqlalchemy import ForeignKey, Index, String
+from sqlalchemy import ForeignKey, Index, String, Table
 from sqlalchemy.orm import Mapped, mapped_column
 
 from project.database import Base, Record
@@ -77,5 +78,8 @@ class KnownNetwork(Base):
     network: Mapped[str] = mapped_column(String(49), primary_key=True)
     last_login_at: Mapped[datetime] = mapped_column(index=True)
 
+
+# The table, for statements that read rows.
+SESSIONS = cast(Table, Session.__table__)
 
 SESSION_SORTS = {"created_at": Session.created_at, "last_used_at": Session.last_used_at}

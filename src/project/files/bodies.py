@@ -21,8 +21,8 @@ from project.files.models import UploadMethod
 from project.files.parts import BLOCK_SIZE, Part
 from project.files.schemas import FormFile
 from project.marks import mark
-from project.schemas import REPEATED, Message, field_errors
 from project.security import principal
+from project.validation import REPEATED, Message, field_errors
 
 if TYPE_CHECKING:
     from werkzeug.formparser import TStreamFactory

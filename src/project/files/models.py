@@ -6,12 +6,16 @@ other bytes uploads another file, and so the SHA-256 is a strong ETag for ever.
 
 from datetime import datetime
 from enum import StrEnum
+from typing import cast
 from uuid import UUID
 
-from sqlalchemy import JSON, BigInteger, CheckConstraint, ForeignKey, Index, String, UniqueConstraint
+from sqlalchemy import JSON, BigInteger, CheckConstraint, ForeignKey, Index, String, Table, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column
 
 from project.database import Base, Record
+from project.indexes import only, trigrams
+
+_READY = "status = 'ready'"  # those that lists show
 
 
 class FileStatus(StrEnum):
@@ -75,6 +79,22 @@ class File(Record):
         Index("ix_files_owner_id_status_created_at_id", "owner_id", "status", "created_at", "id"),
         Index("ix_files_status_created_at_id", "status", "created_at", "id"),
         Index("ix_files_status_updated_at", "status", "updated_at"),
+        Index("ix_files_owner_id_size_id_ready", "owner_id", "size", "id", **only(_READY)),
+        Index("ix_files_owner_id_filename_id_ready", "owner_id", "filename", "id", **only(_READY)),
+        Index("ix_files_size_id_ready", "size", "id", **only(_READY)),
+        Index("ix_files_filename_id_ready", "filename", "id", **only(_READY)),
+        Index("ix_files_purpose_created_at_id", "purpose", "created_at", "id", **only("purpose IS NOT NULL")),
+        Index("ix_files_created_at_id_public", "created_at", "id", **only("visibility = 'public'")),
+        Index(
+            "ix_files_content_type_created_at_id_ready",
+            "content_type",
+            "created_at",
+            "id",
+            # For groups of types, `image/%`, whatever the locale.
+            postgresql_ops={"content_type": "varchar_pattern_ops"},
+            **only(_READY),
+        ),
+        trigrams("ix_files_filename_trigrams", "filename"),
     )
 
 
@@ -143,6 +163,9 @@ class FileVariant(Record):
 
     __table_args__ = (UniqueConstraint("file_id", "spec"),)
 
+
+# The tables, for statements about rows.
+FILES, SHARE_LINKS = cast(Table, File.__table__), cast(Table, ShareLink.__table__)
 
 SORTS = {"created_at": File.created_at, "size": File.size, "filename": File.filename}
 SHARE_SORTS = {"created_at": ShareLink.created_at}

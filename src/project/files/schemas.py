@@ -15,13 +15,11 @@ from project.files.parts import Part
 from project.json import InvalidJson, loads
 from project.list_queries import page_query, scope_filters
 from project.schemas import (
-    FORMAT,
     MAX_INT64,
     Choice,
     Id,
     Integer,
     Length,
-    Message,
     Metadata,
     OutSchema,
     Range,
@@ -29,6 +27,7 @@ from project.schemas import (
     String,
     Timestamp,
 )
+from project.validation import FORMAT, Message
 
 FILE_REQUIRED = field_code("file_required", "A file is required.", "Send one part named `file`, with a file name.")
 _ID = "0190f8e2-5a3b-7c4d-8e9f-0a1b2c3d4e5f"

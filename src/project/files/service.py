@@ -4,7 +4,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, delete, or_, select, union_all, update
+from sqlalchemy import ColumnElement, delete, literal_column, or_, select, union_all, update
 
 from project import audit
 from project.database import db, give_back, transaction
@@ -18,6 +18,10 @@ from project.jobs import defer, task
 from project.pagination import Page, PageRequest, contains, paginate
 from project.security import Principal, Role
 from project.users.service import on_erase
+
+# As a word of the statement and not as a value: there are indexes of the files that are ready, and of a statement that
+# is prepared the planner does not know the values.
+_READY = literal_column(f"'{FileStatus.READY}'", File.status.type)
 
 
 class NotReady(Conflict):
@@ -110,7 +114,7 @@ def list_files(
 
     `content_type` is a type, or a group such as `image/*`; `q` is looked for in names, whatever the case.
     """
-    statement = select(File).where(File.status == FileStatus.READY)
+    statement = select(File).where(File.status == _READY)
     if owner_id is not None:
         statement = statement.where(File.owner_id == owner_id)
     if visibility is not None:

@@ -6,16 +6,16 @@ from datetime import timedelta
 from http import HTTPStatus
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, and_, or_, select, update
+from sqlalchemy import ColumnElement, and_, bindparam, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
 from project.config import settings
 from project.database import db, transaction, utcnow, uuid7
 from project.errors import AppError, NotFound
-from project.files.models import SHARE_SORTS, File, FileStatus, ShareLink
+from project.files.models import FILES, SHARE_LINKS, SHARE_SORTS, File, FileStatus, ShareLink
 from project.files.service import get_own
 from project.files.storage import ObjectMissing
-from project.idempotency_keys import attach
+from project.idempotency_keys import make
 from project.pagination import Page, PageRequest, paginate
 
 TOKEN_BYTES = 32
@@ -28,6 +28,22 @@ class ShareExpired(AppError):
     code = "share_expired"
     message = "This link has expired, was used up or was revoked."
     cure = "Ask whoever sent it for a new one."
+
+
+_GIVEN = [column for column in SHARE_LINKS.c if column.name != "revoked_at"]
+# One statement finds the owner's file and makes the link.
+_CREATE = (
+    insert(SHARE_LINKS)
+    .from_select(
+        _GIVEN,
+        select(*(bindparam(column.name, type_=column.type) for column in _GIVEN)).where(
+            FILES.c.id == bindparam("file_id"),
+            FILES.c.owner_id == bindparam("owner_id"),
+            FILES.c.status != FileStatus.DELETING,
+        ),
+    )
+    .returning(SHARE_LINKS.c.id)
+)
 
 
 def create(
@@ -45,23 +61,25 @@ def create(
     Raises:
         NotFound: there is no such file of this owner.
     """
-    file = get_own(file_id, owner_id=owner_id)
-    token = _new_token()
+    token, now = _new_token(), utcnow()
     share = ShareLink(
         id=uuid7(),
-        file_id=file.id,
+        file_id=file_id,
         token_sha256=_hash(token),
         label=label,
-        expires_at=utcnow() + timedelta(seconds=expires_in),
+        expires_at=now + timedelta(seconds=expires_in),
         max_downloads=max_downloads,
+        downloads=0,
+        created_at=now,
+        updated_at=now,
     )
+    values = {column.name: getattr(share, column.name) for column in _GIVEN}
     try:
-        with transaction():
-            db.session.add(share)
-            db.session.flush()
-            attach(share.id)
-    except IntegrityError as error:
+        made = make(_CREATE, share.id, {**values, "owner_id": owner_id})
+    except IntegrityError as error:  # the file was deleted just then
         raise NotFound("There is no such file.") from error
+    if not made:
+        raise NotFound("There is no such file.")
     return _with_url(share, token)
 
 

@@ -8,9 +8,11 @@ from itertools import chain
 from tempfile import TemporaryFile
 from typing import Any
 
+import orjson
 from flask import Response, request, stream_with_context
 from werkzeug.wsgi import wrap_file
 
+from project.json import dumps
 from project.payments.journal import LedgerEntry
 from project.payments.staff_schemas import LedgerEntryOut
 
@@ -56,7 +58,8 @@ def _blocks(batches: Iterable[Iterable[LedgerEntry]]) -> Iterator[str]:
     head: list[Iterable[Any]] = [schema.fields]
     for batch in batches:
         out = io.StringIO()
-        csv.writer(out).writerows(chain(head, (map(_cell, schema.dump(entry).values()) for entry in batch)))
+        entries = orjson.loads(dumps(schema.dump(batch, many=True)))  # as the API shows them
+        csv.writer(out).writerows(chain(head, (map(_cell, entry.values()) for entry in entries)))
         yield out.getvalue()
         head = []
 

@@ -9,6 +9,7 @@ from sqlalchemy import JSON, BigInteger, CheckConstraint, ForeignKey, Index, Str
 from sqlalchemy.orm import Mapped, mapped_column
 
 from project.database import Base, Record, utcnow, uuid7
+from project.indexes import only
 
 
 class EventStatus(StrEnum):
@@ -41,6 +42,7 @@ class WebhookEvent(Record):
         UniqueConstraint("provider", "event_id"),
         Index("ix_webhook_events_status_created_at_id", "status", "created_at", "id"),
         Index("ix_webhook_events_created_at_id", "created_at", "id"),
+        Index("ix_webhook_events_created_at_payload", "created_at", **only("payload IS NOT NULL")),
     )
 
 
@@ -84,6 +86,8 @@ class LedgerEntry(Base):
         UniqueConstraint("kind", "source_type", "source_id"),
         CheckConstraint("amount > 0 AND debit_account <> credit_account", name="moves_money"),
         Index("ix_ledger_entries_created_at_id", "created_at", "id"),
+        Index("ix_ledger_entries_debit_account_created_at_id", "debit_account", "created_at", "id"),
+        Index("ix_ledger_entries_credit_account_created_at_id", "credit_account", "created_at", "id"),
     )
 
 

@@ -8,10 +8,11 @@ from datetime import datetime
 from enum import StrEnum
 from uuid import UUID
 
-from sqlalchemy import JSON, BigInteger, CheckConstraint, ForeignKey, Index, String, UniqueConstraint, text
+from sqlalchemy import JSON, BigInteger, CheckConstraint, ForeignKey, Index, String, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column
 
 from project.database import Record
+from project.indexes import only
 
 
 class CaptureMethod(StrEnum):
@@ -179,12 +180,14 @@ class Payment(Record):
             "user_id",
             "reference",
             unique=True,
-            sqlite_where=text("status NOT IN ('canceled', 'failed')"),
-            postgresql_where=text("status NOT IN ('canceled', 'failed')"),
+            **only("status NOT IN ('canceled', 'failed')"),
         ),
         Index("ix_payments_user_id_created_at_id", "user_id", "created_at", "id"),
         Index("ix_payments_status_created_at_id", "status", "created_at", "id"),
         Index("ix_payments_created_at_id", "created_at", "id"),
+        Index("ix_payments_reference_created_at_id", "reference", "created_at", "id", **only("reference IS NOT NULL")),
+        Index("ix_payments_created_at_asked", "created_at", **only("pending_operation IS NOT NULL")),
+        Index("ix_payments_created_at_review", "created_at", **only("needs_review")),
     )
 
     @property
@@ -256,6 +259,7 @@ class Dispute(Record):
     __table_args__ = (
         CheckConstraint("amount > 0", name="amount"),
         Index("ix_disputes_created_at_id", "created_at", "id"),
+        Index("ix_disputes_payment_id_open", "payment_id", **only("closed_at IS NULL")),
     )
 
 

@@ -24,7 +24,6 @@ from project.schemas import (
     Id,
     Integer,
     Length,
-    Message,
     Metadata,
     OutSchema,
     QueryBoolean,
@@ -33,6 +32,7 @@ from project.schemas import (
     String,
     Timestamp,
 )
+from project.validation import Message
 
 ID = "0190f8e2-5a3b-7c4d-8e9f-0a1b2c3d4e5f"
 TIME = "2030-01-31T12:00:00.000000Z"

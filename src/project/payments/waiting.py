@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, and_, func, or_, select
+from sqlalchemy import ColumnElement, ColumnExpressionArgument, Select, and_, func, or_, select
 from sqlalchemy.orm import InstrumentedAttribute
 
 from project import metrics
@@ -115,7 +115,7 @@ def _fresh(statement: Select[Any]) -> Sequence[Any]:
 
 @metrics.measured("payments_needing_review", "Payments at which a person has to look.")
 def _count_needing_review() -> float:
-    return _count(Payment.needs_review.is_(True))
+    return _count(Payment.needs_review)
 
 
 @metrics.measured("payments_unsettled", "Payments with a step whose outcome has been unknown for ten minutes.")
@@ -125,6 +125,6 @@ def _count_unsettled() -> float:
     return _count(or_(lost, and_(Payment.pending_operation.is_not(None), Payment.updated_at < late)))
 
 
-def _count(condition: ColumnElement[bool]) -> float:
+def _count(condition: ColumnExpressionArgument[bool]) -> float:
     recent = Payment.created_at > utcnow() - COUNTED  # there is an index of this
     return db.session.scalar(select(func.count()).select_from(Payment).where(_ours(), recent, condition)) or 0

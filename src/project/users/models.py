@@ -1,13 +1,19 @@
 """The account."""
 
 from datetime import datetime
+from typing import cast
 
-from sqlalchemy import CheckConstraint, Index, String
+from sqlalchemy import CheckConstraint, Index, String, Table
 from sqlalchemy.orm import Mapped, mapped_column
 
 from project.database import Record
 from project.email_addresses import MAX_EMAIL_LENGTH
+from project.indexes import only, trigrams
 from project.security import Role
+
+# Of these there are few, and a list of them must not walk past all others.
+_INACTIVE = "erased_at IS NULL AND NOT is_active"
+_PRIVILEGED = "role <> 'user'"
 
 
 class User(Record):
@@ -34,9 +40,18 @@ class User(Record):
     __table_args__ = (
         CheckConstraint("(email IS NULL) = (erased_at IS NOT NULL)", name="erased_has_no_email"),
         CheckConstraint("erased_at IS NULL OR NOT is_active", name="erased_is_inactive"),
-        Index("ix_users_created_at_id", "created_at", "id"),
-        Index("ix_users_role", "role"),
+        # Those of lists leave out who is erased: else a page might have to walk past many of them.
+        Index("ix_users_created_at_id_alive", "created_at", "id", **only("erased_at IS NULL")),
+        Index("ix_users_created_at_id_inactive", "created_at", "id", **only(_INACTIVE)),
+        Index("ix_users_email_inactive", "email", **only(_INACTIVE)),
+        Index("ix_users_role_created_at_id_privileged", "role", "created_at", "id", **only(_PRIVILEGED)),
+        Index("ix_users_role_email_privileged", "role", "email", **only(_PRIVILEGED)),
+        trigrams("ix_users_email_name_trigrams", "email", "name"),
     )
 
 
-SORTS = {"created_at": User.created_at, "email": User.email}
+# The table, for statements that read rows, and what is shown of an account.
+USERS = cast(Table, User.__table__)
+SHOWN = [column for column in USERS.c if column.name not in {"password_hash", "session_epoch", "erased_at"}]
+
+SORTS = {"created_at": USERS.c.created_at, "email": USERS.c.email}

@@ -15,7 +15,7 @@ from project.etags import Expected, matches
 from project.idempotency_keys import attach, forget
 from project.pagination import Page, PageRequest, contains, paginate
 from project.security import Role, SessionRevoked
-from project.users.models import SORTS, User
+from project.users.models import SHOWN, SORTS, USERS, User
 
 
 class EmailTaken(Conflict):
@@ -99,16 +99,17 @@ def list_users(
     created_after: datetime | None = None,
 ) -> Page[User]:
     """Return a page of accounts; `q` is looked for in addresses and names, whatever the case."""
-    statement = select(User).where(User.erased_at.is_(None))
+    # Both say the same: each index that gives the order knows one of them, and skips who is erased.
+    statement = select(*SHOWN).where(USERS.c.erased_at.is_(None), USERS.c.email.is_not(None))
     if q:
-        statement = statement.where(or_(contains(User.email, q), contains(User.name, q)))
+        statement = statement.where(or_(contains(USERS.c.email, q), contains(USERS.c.name, q)))
     if role is not None:
-        statement = statement.where(User.role == role)
+        statement = statement.where(USERS.c.role == role)
     if is_active is not None:
-        statement = statement.where(User.is_active == is_active)
+        statement = statement.where(USERS.c.is_active == is_active)
     if created_after is not None:
-        statement = statement.where(User.created_at > created_after)
-    return paginate(statement, page, sorts=SORTS, tiebreaker=User.id, owner=caller_id)
+        statement = statement.where(USERS.c.created_at > created_after)
+    return paginate(statement, page, sorts=SORTS, tiebreaker=USERS.c.id, owner=caller_id)
 
 
 def create_user(

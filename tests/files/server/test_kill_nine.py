@@ -21,7 +21,7 @@ from tests.files.server.site import SECONDS, Site
 from tests.files.uploading import check_books
 from tests.servers import AppServer
 
-ROUNDS = int(os.environ.get("TEST_KILL_ROUNDS", "15"))
+ROUNDS = int(os.environ.get("TEST_KILL_ROUNDS", "5"))
 CLIENTS = 8
 SMALLEST, LARGEST = 1024, 2 * 1024 * 1024
 

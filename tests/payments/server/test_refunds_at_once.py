@@ -24,8 +24,8 @@ from tests.payments import paying
 from tests.payments.server.crowd import Answer, Client, at_once
 from tests.payments.server.shop import Shop
 
-ATTEMPTS = int(os.environ.get("TEST_REFUND_ATTEMPTS", "1000"))
-ATTEMPTS_ON_SQLITE = 500
+ATTEMPTS = int(os.environ.get("TEST_REFUND_ATTEMPTS", "300"))
+ATTEMPTS_ON_SQLITE = 200
 PARTS = 100
 PART = 1000
 EXCEEDS = "refund_exceeds_available"

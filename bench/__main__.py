@@ -1,0 +1,7 @@
+"""`python -m bench`."""
+
+import sys
+
+from bench.run import main
+
+main(sys.argv[1:])

@@ -1,0 +1,1 @@
+"""The others: the same operations on the same tables, each as its users would write them."""
