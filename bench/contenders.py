@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench.seed import plain
+from project.server import MEMORY
 from tests.servers.process import free_port, running, scratch_directory
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -90,6 +91,7 @@ def environment(database_url: str, folder: Path, port: int, redis_url: str | Non
         "WEB_THREADS": str(THREADS),
         "FILES_QUOTA": "100 GiB",
         "PROMETHEUS_MULTIPROC_DIR": str(folder / "metrics"),
+        **MEMORY,
         **BOUNDLESS,
         **({"REDIS_URL": redis_url} if redis_url else {}),
     }

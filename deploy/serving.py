@@ -12,10 +12,17 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-# Blocks from 1 MiB on go back to the system when they are free (M_MMAP_THRESHOLD). By itself glibc learns to keep them,
-# for each of many parts of the memory: with the 19 MiB that a password takes for a moment, a process would grow by 300.
+# What glibc does with free memory. By itself it learns to keep large blocks, in each of many arenas: with the 19 MiB
+# that a password takes for a moment, a process would grow by 300. So these go back to the system; what bodies are read
+# into is kept, since getting that anew took more than half of the time of an upload.
+_MALLOPT = {
+    "M_MMAP_THRESHOLD": (-3, 16 << 20),
+    "M_TRIM_THRESHOLD": (-1, 16 << 20),
+    "M_ARENA_MAX": (-8, 2),
+}
 with suppress(OSError, AttributeError):  # another C library
-    ctypes.CDLL(None).mallopt(-3, 1 << 20)
+    for _option in _MALLOPT.values():
+        ctypes.CDLL(None).mallopt(*_option)
 
 # Where the processes add up what they count. The library for it looks when it is imported, so before all else.
 _own_metrics = None

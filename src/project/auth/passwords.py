@@ -3,7 +3,8 @@
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 
 from argon2 import PasswordHasher
@@ -36,11 +37,13 @@ _GUESSABLE_LOG10 = 6.0
 _EXAMINED_LENGTH = 32
 _MANY_SIGNS = 6
 
-# Each hash takes a core and 19 MiB. A few more may wait; the rest are told to come back, so that a storm of
-# sign-ins leaves threads for everybody else.
-_running = threading.BoundedSemaphore(os.cpu_count() or 1)
-_admitted = threading.BoundedSemaphore(3 * (os.cpu_count() or 1))
+# Each hash takes a core and 19 MiB, so a process makes one at a time; there are as many processes as cores. Some more
+# may wait; the rest are told to come back, so that a storm of sign-ins leaves threads for everybody else.
+MAX_ADMITTED = 6
+_admitted = threading.BoundedSemaphore(MAX_ADMITTED)
 _has_place: ContextVar[bool] = ContextVar("has_place", default=False)
+# Whoever only reads goes first: beside others the thread gets a tenth of a core, and all that they leave.
+NICENESS = 10
 
 
 @contextmanager
@@ -57,11 +60,18 @@ def hashing() -> Iterator[None]:
         raise Unavailable("Too many people are signing in at this moment.", retry_after=1)
     token = _has_place.set(True)
     try:
-        with _running:
-            yield
+        yield
     finally:
         _has_place.reset(token)
         _admitted.release()
+
+
+def _step_back() -> None:
+    with suppress(OSError, AttributeError):  # forbidden, or a system on which only whole processes are nice
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+
+
+_hashes = ThreadPoolExecutor(1, "hashes", initializer=_step_back)
 
 
 def check_policy(password: str, *, pointer: str, email: str = "") -> None:
@@ -105,7 +115,7 @@ def hash_password(password: str) -> str:
         Unavailable: too many hashes are waiting already.
     """
     with hashing():
-        return _hasher.hash(password)
+        return _hashes.submit(_hasher.hash, password).result()
 
 
 def verify_password(password: str, password_hash: str | None) -> bool:
@@ -116,7 +126,7 @@ def verify_password(password: str, password_hash: str | None) -> bool:
     """
     with hashing():
         try:
-            _hasher.verify(password_hash or _DUMMY_HASH, password)
+            _hashes.submit(_hasher.verify, password_hash or _DUMMY_HASH, password).result()
         except (VerificationError, InvalidHashError):
             return False
     return bool(password_hash)

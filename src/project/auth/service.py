@@ -70,8 +70,8 @@ def login(*, email: str, password: str) -> SignIn:
         RateLimited: before the password is looked at. InvalidCredentials. Unavailable: too many at once.
     """
     client_network = network(origin().ip)
-    user, known = _find_candidate(email, client_network)
-    with hashing():  # first, so that a storm of sign-ins does not use up attempts that nobody looked at
+    with hashing():  # first, so that of a storm of sign-ins only those cost anything, attempts too, that are looked at
+        user, known = _find_candidate(email, client_network)
         _spend_attempt(email, client_network, known=known)
         fits = verify_password(password, user.password_hash if user else None)
     if user is None or not fits or not user.is_active or not user.email_verified:
