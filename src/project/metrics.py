@@ -36,6 +36,7 @@ from project.database import db
 from project.environment import ConfigError
 from project.errors import NotFound
 from project.extensions import limiter
+from project.postgresql import WatchedConnection
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
@@ -181,13 +182,11 @@ def _series(method: str, route: str, status: int) -> tuple[Counter, Histogram]:
 
 
 def _watch(engine: Engine) -> None:
-    @event.listens_for(engine, "before_cursor_execute")
-    def begin(connection: Any, *_: Any) -> None:
-        connection.info[_STARTED] = time.perf_counter()
-
-    @event.listens_for(engine, "after_cursor_execute")
-    def end(connection: Any, *_: Any) -> None:
-        STATEMENTS.observe(time.perf_counter() - connection.info[_STARTED])
+    if engine.dialect.name == "postgresql":
+        # For all engines alike, as the counters are.
+        WatchedConnection.measure = STATEMENTS.observe
+    else:
+        _measure_statements(engine)
 
     @event.listens_for(engine, "checkout")
     def take(*_: Any) -> None:
@@ -196,3 +195,13 @@ def _watch(engine: Engine) -> None:
     @event.listens_for(engine, "checkin")
     def give_back(*_: Any) -> None:
         CONNECTIONS.dec()
+
+
+def _measure_statements(engine: Engine) -> None:
+    @event.listens_for(engine, "before_cursor_execute")
+    def begin(connection: Any, *_: Any) -> None:
+        connection.info[_STARTED] = time.perf_counter()
+
+    @event.listens_for(engine, "after_cursor_execute")
+    def end(connection: Any, *_: Any) -> None:
+        STATEMENTS.observe(time.perf_counter() - connection.info[_STARTED])

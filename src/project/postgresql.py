@@ -10,9 +10,9 @@ import select
 import socket
 import struct
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from threading import Lock
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import psycopg
 from psycopg.abc import PQGen
@@ -102,6 +102,8 @@ class WatchedConnection(psycopg.Connection[Any]):
     """A connection whose statements fail when the server is silent."""
 
     silence: Silence
+    # Is told the seconds that each statement takes. SQLAlchemy has events for it, which cost the more.
+    measure: ClassVar[Callable[[float], None] | None] = None
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -113,7 +115,13 @@ class WatchedConnection(psycopg.Connection[Any]):
         Raises:
             SilentError: it is not; the connection is closed.
         """
-        return super().wait(self._watched(gen), *args, **options)
+        started = time.perf_counter()
+        try:
+            return super().wait(self._watched(gen), *args, **options)
+        finally:
+            measure = type(self).measure
+            if measure is not None:
+                measure(time.perf_counter() - started)
 
     def _watched(self, gen: PQGen[T]) -> Generator[Any, Any, T]:
         """Pass on what happens at the socket; a tenth of a second in which nothing does comes as a false value."""
