@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from itertools import chain
 from typing import Any
 from uuid import uuid4
 
@@ -41,7 +40,7 @@ CONFIG = {
 # The document does not tell that a token, cursor, key or password of the right form is not the right one, that a text
 # which looks like an address is none, that a password is easy to guess, or that no text may hold NUL. Of files it does
 # not tell how large they are or may be, that bytes are not those of the digest, or that they are no picture. Of
-# payments it does not tell which amounts a price or a currency has, or who has signed a webhook.
+# payments it does not tell which amounts a price or a currency has, that a price is retired, or who signed a webhook.
 BEYOND_THE_DOCUMENT = {
     "digest_mismatch",
     "empty_file",
@@ -62,6 +61,7 @@ BEYOND_THE_DOCUMENT = {
     "password_too_long",
     "password_too_short",
     "precondition_failed",
+    "price_inactive",
     "range_not_satisfiable",
 }
 # Nor what an address has to be that a browser is sent to, or how long the names in an object may be.
@@ -96,11 +96,14 @@ class Run:
                 self.statuses[recorder.label].add(interaction.response.status_code)
 
     def _note_failures(self, recorder: ScenarioRecorder) -> None:
-        for check in chain.from_iterable(recorder.checks.values()):
-            if check.failure_info is not None:
-                failure = check.failure_info.failure
-                told = f"{failure.title}: {failure.message}\n{check.failure_info.code_sample}"
-                self.failures.setdefault((failure.operation, check.name), told)
+        for case_id, checks in recorder.checks.items():
+            for check in checks:
+                if check.failure_info is not None:
+                    failure = check.failure_info.failure
+                    response = recorder.find_response(case_id=failure.case_id or case_id)
+                    answer = (response.status_code, response.content) if response else None
+                    told = f"{failure.title}: {failure.message}\n{check.failure_info.code_sample}\n{answer}"
+                    self.failures.setdefault((failure.operation, check.name), told)
 
 
 @schemathesis.check
