@@ -16,10 +16,9 @@ from gunicorn.glogging import Logger
 from gunicorn.http import wsgi
 
 from deploy import serving  # before anything else of the application
+from project.gunicorn_worker import WholeResponse, Worker
 from project.jobs import start_local
 from project.observability import NotReady, configure_logs, readyz
-from project.refusals import Worker
-from project.whole_answers import WholeResponse
 
 _settings = serving.read_settings()
 

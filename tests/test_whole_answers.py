@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from gunicorn.config import Config
 
-from project.whole_answers import WholeResponse
+from project.gunicorn_worker import WholeResponse
 
 
 def sent(body: Iterable[bytes], *headers: tuple[str, str], method: str = "GET", status: str = "200 OK") -> list[bytes]:

@@ -1,4 +1,6 @@
+import os
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from threading import get_native_id
 from unicodedata import normalize
 
 import pytest
@@ -168,6 +170,11 @@ def test_more_than_a_few_at_once_are_told_to_come_back(held_hasher):
     assert isinstance(error, Unavailable)
     assert error.headers == {"Retry-After": "1"}
     assert [one.result() for one in waiting] == [True] * ADMITTED
+
+
+def test_who_hashes_steps_behind_those_who_only_read():
+    thread = passwords._hashes.submit(get_native_id).result(10)
+    assert os.getpriority(os.PRIO_PROCESS, thread) == passwords.NICENESS > os.getpriority(os.PRIO_PROCESS, 0)
 
 
 def test_every_run_gives_its_place_back(hasher):
