@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench.seed import plain
-from project.server import MEMORY
 from tests.servers.process import free_port, running, scratch_directory
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -27,7 +26,7 @@ SECRET = "a signing key of the benchmarks that is long enough"  # noqa: S105 - s
 START_SECONDS = 60
 STOP_SECONDS = 10
 # What a process needs to run at all; nothing else of the environment may decide how it does.
-INHERITED = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR")
+INHERITED = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "GLIBC_TUNABLES")
 
 GUNICORN = ("-m", "gunicorn")
 GRANIAN = (
@@ -91,7 +90,6 @@ def environment(database_url: str, folder: Path, port: int, redis_url: str | Non
         "WEB_THREADS": str(THREADS),
         "FILES_QUOTA": "100 GiB",
         "PROMETHEUS_MULTIPROC_DIR": str(folder / "metrics"),
-        **MEMORY,
         **BOUNDLESS,
         **({"REDIS_URL": redis_url} if redis_url else {}),
     }

@@ -22,7 +22,6 @@ from typing import NoReturn
 from urllib.parse import unquote, urlsplit
 
 from deploy.parts import PYTHON, ROOT, START_SECONDS, Backing, Part, Server, StackError, answers, say
-from project.server import MEMORY
 from tests.servers import CREDENTIALS, NGINX, create_database, make_bucket, run_s3
 from tests.servers.postgres import SAFE, run_cluster
 from tests.servers.process import ServerFailedError, listens
@@ -136,7 +135,6 @@ class Stack:
             "WEB_CONCURRENCY": PROCESSES,
             "DRAIN_SECONDS": DRAIN_SECONDS,
             "PROMETHEUS_MULTIPROC_DIR": str(metrics),
-            **MEMORY,
             **self._secrets(),
         }
         if "DATABASE_URL" not in given:

@@ -24,8 +24,6 @@ SERVERS = {
     Server.GUNICORN: [sys.executable, "-m", "gunicorn", "-c", str(ROOT / "deploy" / "gunicorn.conf.py"), "wsgi:app"],
     Server.GRANIAN: [sys.executable, "-m", "deploy.granian_server"],
 }
-# The 19 MiB that a password takes come in large pages then: two thirds of the time. Read when a process starts.
-MEMORY = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 WORKER = [sys.executable, "-m", "flask", "worker"]
 POLL_SECONDS = 0.2
 
@@ -80,7 +78,6 @@ def serve() -> None:
     """Serve with what SERVER names until TERM or Ctrl-C; on PostgreSQL with a worker for jobs beside it."""
     sys.stdout.flush()
     os.chdir(ROOT)
-    os.environ.update({**MEMORY, **os.environ})
     server = SERVERS[settings.server]
     if settings.sqlite:
         # SQLite's jobs run in a thread of the server, so this process can become it.
