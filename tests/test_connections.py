@@ -37,10 +37,10 @@ def worker() -> Iterator[Worker]:
 class Client:
     """The other end of a connection that a thread of the worker has in hand."""
 
-    def __init__(self, worker: Worker, threads: ThreadPoolExecutor) -> None:
+    def __init__(self, worker: Worker, threads: ThreadPoolExecutor, request: bytes) -> None:
         self.socket, served = socket.socketpair()
         self.socket.settimeout(10)
-        self.socket.sendall(REQUEST)
+        self.socket.sendall(request)
         connection = TConn(worker.cfg, served, ("127.0.0.1", 1), ("127.0.0.1", 2))
         self.thread: Future[Any] = threads.submit(worker.handle, connection)
         self.thread.add_done_callback(lambda _: served.close())
@@ -58,9 +58,9 @@ class Client:
 
 
 @pytest.fixture
-def connect(worker: Worker) -> Iterator[Callable[[], Client]]:
+def connect(worker: Worker) -> Iterator[Callable[..., Client]]:
     with ThreadPoolExecutor(1) as threads, ExitStack() as stack:
-        yield lambda: stack.enter_context(closing(Client(worker, threads)))
+        yield lambda request=REQUEST: stack.enter_context(closing(Client(worker, threads, request)))
 
 
 @pytest.fixture
@@ -80,6 +80,15 @@ def test_a_worker_that_stops_ends_it_at_once(worker, connect, patient):
     worker.alive = False
     client = connect()
     assert client.answer() == "HTTP/1.1 200 OK"
+    assert client.thread.result(10) is False
+
+
+def test_what_is_left_of_a_body_is_no_request(connect, patient):
+    client = connect(b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 7\r\n\r\nunread!")
+    assert client.answer() == "HTTP/1.1 200 OK"
+    client.socket.sendall(REQUEST)
+    assert client.answer() == "HTTP/1.1 200 OK"
+    client.close()
     assert client.thread.result(10) is False
 
 

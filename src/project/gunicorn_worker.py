@@ -19,6 +19,8 @@ SEND_SECONDS = 1
 COURTESY, MAX_COURTESY = 0.0002, 0.002
 # How long the thread of a connection waits for its next request before it gives the connection back.
 FOLLOWING_MS = 10
+# How long the rest of a body is waited for that the application did not want, as long as gunicorn itself does.
+UNREAD_SECONDS = 5
 
 
 class Worker(ThreadWorker):  # type: ignore[misc]
@@ -39,15 +41,19 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             time.sleep(min(self.nr_conns * COURTESY, MAX_COURTESY))
         super().accept(listener)
 
-    def handle(self, conn: Any) -> Any:
+    def handle_request(self, req: Any, conn: Any) -> bool:
         """Answer a request, and those that follow on its connection before long.
 
         By itself each goes from the main thread to another one and the connection back again, which costs as much as
         a short query.
         """
-        kept: Any = super().handle(conn)
-        while kept is True and self._follows(conn):
-            kept = super().handle(conn)
+        kept = bool(super().handle_request(req, conn))
+        while kept and self._follows(conn):
+            # What is left of a body must not be taken for a request.
+            if _has_body(req) and not conn.parser.finish_body(deadline=time.monotonic() + UNREAD_SECONDS):
+                return False
+            req = next(conn.parser)
+            kept = bool(super().handle_request(req, conn))
         return kept
 
     def _follows(self, conn: Any) -> bool:
@@ -64,6 +70,10 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             _refuse(client, _code(exc), addr)
         else:
             super().handle_error(req, client, addr, exc)
+
+
+def _has_body(request: Any) -> bool:
+    return any(name in {"CONTENT-LENGTH", "TRANSFER-ENCODING"} for name, _ in request.headers)
 
 
 def _code(error: ParseException) -> str:
