@@ -15,7 +15,7 @@ SCRATCH = dir=$$(mktemp -d) && trap 'rm -rf "$$dir"' EXIT && \
 SERVER_STAMP := .venv/$(if $(filter granian,$(SERVER)),granian,main).stamp
 
 # Large blocks come in large pages then: a password takes two thirds of the time.
-run stack chaos bench: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
+run stack chaos: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
 .DEFAULT_GOAL := help
 .PHONY: help run stack chaos test bench check format-check lint types imports lock-check migrations-check \

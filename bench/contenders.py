@@ -26,7 +26,7 @@ SECRET = "a signing key of the benchmarks that is long enough"  # noqa: S105 - s
 START_SECONDS = 60
 STOP_SECONDS = 10
 # What a process needs to run at all; nothing else of the environment may decide how it does.
-INHERITED = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "GLIBC_TUNABLES")
+INHERITED = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR")
 
 GUNICORN = ("-m", "gunicorn")
 GRANIAN = (
@@ -93,10 +93,12 @@ def environment(database_url: str, folder: Path, port: int, redis_url: str | Non
         **BOUNDLESS,
         **({"REDIS_URL": redis_url} if redis_url else {}),
     }
+    # As deploy/ has it, and for everybody: large blocks of memory come in large pages.
+    memory = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
     peers = {"JWT_SECRET": SECRET, "POOL_SIZE": str(THREADS), "PUBLIC_URL": f"http://127.0.0.1:{port}"}
     inherited = {name: os.environ[name] for name in INHERITED if name in os.environ}
     paths = {"PYTHONPATH": str(ROOT), "DJANGO_SETTINGS_MODULE": "bench.peers.drf.settings"}
-    return {**inherited, **ours, **peers, **paths, "DATABASE_URL": plain(database_url), "PORT": str(port)}
+    return {**inherited, **memory, **ours, **peers, **paths, "DATABASE_URL": plain(database_url), "PORT": str(port)}
 
 
 @contextmanager
