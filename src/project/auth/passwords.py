@@ -1,6 +1,7 @@
 """Passwords: the policy, and Argon2id with a bound on how many run at once."""
 
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -67,8 +68,9 @@ def hashing() -> Iterator[None]:
 
 
 def _step_back() -> None:
-    with suppress(OSError, AttributeError):  # forbidden, or a system on which only whole processes are nice
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+    if sys.platform == "linux":  # elsewhere only whole processes are nice
+        with suppress(OSError):  # forbidden
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
 
 
 _hashes = ThreadPoolExecutor(1, "hashes", initializer=_step_back)
