@@ -444,7 +444,10 @@ def test_connections_that_the_server_has_cut_are_made_anew(app, client, as_user,
     with app.app_context():
         name = db.engine.url.database
     with psycopg.connect(postgres_url.replace("+psycopg", ""), autocommit=True) as server:
-        server.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [name])
+        # Waits until they have ended, at most so many milliseconds.
+        cut = "SELECT pg_terminate_backend(pid, 30000) FROM pg_stat_activity WHERE datname = %s"
+        ended = server.execute(cut, [name])
+        assert {row[0] for row in ended} == {True}
 
     assert client.get("/v1/users/me", headers=caller).status_code == 200
 

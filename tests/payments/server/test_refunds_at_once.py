@@ -48,7 +48,7 @@ def test_of_all_refunds_of_a_hundredth_exactly_a_hundred_are_made(shop: Shop) ->
     # On a machine that has other things to do, some are told to come again; no other 5xx is among the answers.
     assert sum(answer.refused for answer in answers) <= attempts // 10
     # Otherwise nobody has looked while it went on.
-    assert len(set(seen)) > PARTS / 2
+    assert len(set(seen)) > PARTS / 5
 
     shop.run_jobs()
     shop.check_books()
