@@ -40,7 +40,7 @@ _MANY_SIGNS = 6
 
 # Each hash takes a core and 19 MiB, so a process makes one at a time; there are as many processes as cores. Some more
 # may wait; the rest are told to come back, so that a storm of sign-ins leaves threads for everybody else.
-MAX_ADMITTED = 6
+MAX_ADMITTED = 10
 _admitted = threading.BoundedSemaphore(MAX_ADMITTED)
 _has_place: ContextVar[bool] = ContextVar("has_place", default=False)
 # Whoever only reads goes first: beside others the thread gets a tenth of a core, and all that they leave.
