@@ -13,7 +13,7 @@ from project.auth.links import send_notice, send_verification
 from project.auth.models import SESSIONS, KnownNetwork, Session
 from project.auth.passwords import hash_password, hashing, needs_rehash, verify_password
 from project.auth.sessions import KNOWN_NETWORK_LIFETIME, is_alive, revoke
-from project.database import db, insert, run, transaction, utcnow, uuid7
+from project.database import db, give_back, insert, run, transaction, utcnow, uuid7
 from project.errors import Unauthorized
 from project.jobs import defer, task
 from project.limits import network, refill, spend
@@ -73,6 +73,7 @@ def login(*, email: str, password: str) -> SignIn:
     with hashing():  # first, so that of a storm of sign-ins only those cost anything, attempts too, that are looked at
         user, known = _find_candidate(email, client_network)
         _spend_attempt(email, client_network, known=known)
+        give_back()  # whoever waits for a hash needs no connection
         fits = verify_password(password, user.password_hash if user else None)
     if user is None or not fits or not user.is_active or not user.email_verified:
         # The same work for each cause, an unverified account with the right password included.
